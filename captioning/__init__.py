@@ -1,0 +1,1 @@
+"""The captioner: configuration, data, model, training, scoring and prediction. Knows tensors; people meet `launch`."""

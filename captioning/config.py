@@ -1,0 +1,267 @@
+"""Every setting of a run, with its default. A config file holds only what differs; ``key.name=value`` overrides it."""
+
+import difflib
+import types
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from shards.errors import InputError, listed
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    train: str = ""  # the training split's NAME.json, written by launch.pack
+    val: str = ""  # the validation split's NAME.json
+    captions_per_image: int = 5  # an image is encoded once for this many captions; more rotate over the epochs
+    vocabulary_threshold: int = 4  # a word must occur this often in the training captions, else it is <unk>
+    max_words: int = 20  # longest caption, <end> not counted: cut in training, the limit in search
+    resize_size: int = 256  # shorter side in pixels before the crop
+    image_size: int = 224  # side of the square crop in pixels: random in training, central elsewhere
+    flip: bool = True  # mirror half of the training images; not for captions that say left and right
+    workers: int | None = None  # loader processes a rank; null: the machine's cores shared out, at most 8
+    ledger: bool = False  # write a line a sample to RUN/ledger, to audit exactly-once delivery
+    hole_budget: float = 0.001  # share of an epoch's samples that may be unreadable before the run stops
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v2"] = "resnet50"
+    weights: str | None = None  # a torchvision weights name (IMAGENET1K_V2), a .pth or .safetensors file, or null
+    trainable: Literal["none", "layer4", "layer3", "layer2", "all"] = "none"  # this stage and those above it
+    freeze_batch_norm: bool = False  # every BatchNorm uses its stored statistics, also in trained stages
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    kind: Literal["lstm"] = "lstm"
+    embedding_size: int = 256
+    hidden_size: int = 512
+    num_layers: int = 1
+    dropout: float = 0.0  # on the word embeddings, between layers, and before the word classifier
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    global_batch_size: int = 128  # images per optimizer step, over all processes
+    micro_batch_size: int = 64  # most images a process encodes at once; accumulation follows from it
+    epochs: int | None = None  # give this or total_steps
+    total_steps: int | None = None
+    world_size: int | None = None  # refuse to start with another number of processes
+    max_skipped_steps: int = 20  # this many steps in a row without a finite gradient end the run
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    encoder_learning_rate: float = 1e-4
+    decoder_learning_rate: float = 1e-3  # also for the projection of the image feature
+    weight_decay: float = 0.0
+    warmup_steps: int = 0
+    schedule: Literal["constant", "cosine"] = "constant"  # after the warm-up; cosine falls to 0 at the last step
+    clip_norm: float | None = 5.0  # largest norm of the whole gradient
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    every_steps: int = 1000
+    keep: int = 2  # newest checkpoints kept, the best besides
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    every_steps: int | None = None  # null: at every epoch's end
+    batch_size: int = 64  # images a process captions at once
+
+
+@dataclass(frozen=True)
+class MonitorConfig:
+    log_every_steps: int = 10
+
+
+@dataclass(frozen=True)
+class Config:
+    run: str = ""  # run folder: checkpoints, TensorBoard events, scores
+    seed: int = 0
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    resume: bool = True  # continue the run in the folder, if there is one; false refuses a folder that holds a run
+    data: DataConfig = field(default_factory=DataConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+
+
+# What a resumed run may not change: another value would be another experiment under the same name.
+IDENTITY = (
+    "seed",
+    "data.captions_per_image",
+    "data.vocabulary_threshold",
+    "data.max_words",
+    "data.resize_size",
+    "data.image_size",
+    "data.flip",
+    "encoder.name",
+    "encoder.trainable",
+    "encoder.freeze_batch_norm",
+    "decoder.kind",
+    "decoder.embedding_size",
+    "decoder.hidden_size",
+    "decoder.num_layers",
+    "decoder.dropout",
+    "train.global_batch_size",
+)
+
+
+def load(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read a YAML config and apply ``key.name=value`` overrides.
+
+    Raises:
+        InputError: listing every unknown key (with the nearest right one), ill-typed and impossible value at once.
+    """
+    malformed = [item for item in overrides or [] if "=" not in item or item.startswith(("=", "-"))]
+    if malformed:
+        raise InputError(f"Overrides are written key.name=value; these are not:\n{listed(map(repr, malformed))}")
+    try:
+        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(overrides or []))
+        values = OmegaConf.to_container(merged, resolve=True)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise InputError(f"There is no config file {path}. The shipped ones are in configs/.") from error
+    except (OmegaConfBaseException, ValueError, OSError) as error:
+        raise InputError(f"{path} cannot be read as YAML: {error}") from error
+    except Exception as error:  # PyYAML's errors share no importable base with OmegaConf's
+        if type(error).__module__.split(".")[0] != "yaml":
+            raise
+        raise InputError(f"{path} is not YAML: {error}") from error
+    return from_dict(values, str(path))
+
+
+def from_dict(values: Any, where: str) -> Config:
+    """A Config from nested dictionaries; see ``load``.
+
+    Raises:
+        InputError: listing every mistake at once.
+    """
+    mistakes: list[str] = []
+    config = _build(Config, values, "", mistakes)
+    if not mistakes:
+        mistakes = _impossible(config)
+    if mistakes:
+        raise InputError(f"{len(mistakes)} mistake(s) in {where} and its overrides:\n{listed(mistakes, limit=20)}")
+    return config
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    return asdict(config)
+
+
+def save_text(config: Config) -> str:
+    """The whole config as YAML, defaults and all."""
+    return OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """Dotted key -> value of every setting."""
+    return {
+        f"{section}.{name}" if isinstance(value, dict) else section: inner
+        for section, value in to_dict(config).items()
+        for name, inner in (value.items() if isinstance(value, dict) else [("", value)])
+    }
+
+
+def _build(kind: Any, values: Any, prefix: str, mistakes: list[str]) -> Any:
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        mistakes.append(f"{prefix.rstrip('.') or 'the file'}: a section of key: value lines is wanted, not {values!r}")
+        return kind()
+    hints = get_type_hints(kind)
+    for name in values:
+        if name not in hints:
+            mistakes.append(f"{prefix}{name}: unknown key{_nearest(f'{prefix}{name}')}")
+    built = {}
+    for name, hint in hints.items():
+        if name not in values:
+            continue
+        if is_dataclass(hint):
+            built[name] = _build(hint, values[name], f"{prefix}{name}.", mistakes)
+        elif (problem := _mismatch(values[name], hint)) is None:
+            built[name] = float(values[name]) if hint is float else values[name]
+        else:
+            mistakes.append(f"{prefix}{name}: {problem}")
+    return kind(**built)
+
+
+def _mismatch(value: Any, hint: Any) -> str | None:
+    """Why a value does not fit a type hint; None when it does."""
+    if get_origin(hint) is Literal:
+        allowed = get_args(hint)
+        return (
+            None
+            if value in allowed and not isinstance(value, bool)
+            else f"{value!r} is not one of {', '.join(allowed)}"
+        )
+    if get_origin(hint) in (Union, types.UnionType):
+        if value is None or any(arm is not type(None) and _mismatch(value, arm) is None for arm in get_args(hint)):
+            return None
+        hint = next(arm for arm in get_args(hint) if arm is not type(None))
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    fits = number if hint is float else isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+    wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[hint]
+    return None if fits else f"{wanted} is wanted, not {value!r}"
+
+
+def _nearest(key: str) -> str:
+    """A hint at the right key: the closest spelling, else the same name in another section."""
+    known = [*flat(Config()), *(f.name for f in fields(Config))]
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+    name = key.rsplit(".", 1)[-1]
+    close = close or [k for k in known if k.rsplit(".", 1)[-1] == name]
+    close = close or difflib.get_close_matches(name, [k.rsplit(".", 1)[-1] for k in known], n=1, cutoff=0.7)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _impossible(config: Config) -> list[str]:
+    """Settings that are well typed and still cannot be."""
+    at_least_one = [
+        "data.captions_per_image",
+        "data.vocabulary_threshold",
+        "data.max_words",
+        "data.image_size",
+        "decoder.embedding_size",
+        "decoder.hidden_size",
+        "decoder.num_layers",
+        "train.global_batch_size",
+        "train.micro_batch_size",
+        "train.epochs",
+        "train.total_steps",
+        "train.world_size",
+        "train.max_skipped_steps",
+        "checkpoint.every_steps",
+        "evaluate.every_steps",
+        "evaluate.batch_size",
+        "monitor.log_every_steps",
+    ]
+    at_least_zero = ["seed", "data.workers", "data.hole_budget", "optim.weight_decay", "optim.warmup_steps"]
+    positive = ["optim.encoder_learning_rate", "optim.decoder_learning_rate", "optim.clip_norm"]
+    values = flat(config)
+    mistakes = [f"{k}: {values[k]} must be at least 1" for k in at_least_one if values[k] is not None and values[k] < 1]
+    mistakes += [f"{k}: {values[k]} must not be negative" for k in at_least_zero if (values[k] or 0) < 0]
+    mistakes += [f"{k}: {values[k]} must be positive" for k in positive if values[k] is not None and not values[k] > 0]
+    mistakes += [f"{key}: must be given" for key in ("run", "data.train") if not values[key]]
+    if not 0 <= config.decoder.dropout < 1:
+        mistakes.append(f"decoder.dropout: {config.decoder.dropout} is not in [0, 1)")
+    if config.checkpoint.keep < 2:
+        mistakes.append(
+            "checkpoint.keep: at least 2, so that a damaged newest checkpoint costs one interval, not the run"
+        )
+    if config.data.resize_size < config.data.image_size:
+        mistakes.append("data.resize_size: must not be smaller than data.image_size, the crop taken from it")
+    if (config.train.epochs is None) == (config.train.total_steps is None):
+        mistakes.append("train.epochs, train.total_steps: give exactly one of the two")
+    return mistakes

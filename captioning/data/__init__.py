@@ -1,0 +1,1 @@
+"""What enters the model: vocabulary, encoded captions, image preprocessing, batches."""

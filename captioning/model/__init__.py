@@ -1,0 +1,1 @@
+"""The model: image encoder, caption decoder, and the search for a caption."""

@@ -1,0 +1,51 @@
+"""Caption decoders. Each has ``forward`` for teacher forcing and ``start``/``step`` for search.
+
+Shapes: B images, N captions, T words, E embedding size, H hidden size, L layers, V vocabulary size.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from captioning.config import DecoderConfig
+from captioning.data.vocabulary import PAD, START
+
+State = tuple[Tensor, Tensor]
+
+
+class LstmDecoder(nn.Module):
+    """The image feature is the LSTM's first input, then <start> and the words: Vinyals et al., "Show and Tell"
+    (https://arxiv.org/abs/1411.4555)."""
+
+    def __init__(self, config: DecoderConfig, vocabulary_size: int):
+        super().__init__()
+        between = config.dropout if config.num_layers > 1 else 0.0
+        self.embedding = nn.Embedding(vocabulary_size, config.embedding_size, padding_idx=PAD)
+        self.lstm = nn.LSTM(
+            config.embedding_size, config.hidden_size, config.num_layers, batch_first=True, dropout=between
+        )
+        self.classifier = nn.Linear(config.hidden_size, vocabulary_size)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, features: Tensor, words: Tensor, lengths: Tensor) -> Tensor:
+        """Teacher forcing: features [N, E], words [N, T], lengths [N] -> logits [sum(lengths), V].
+
+        Row by row, logits for the first ``lengths`` words of each caption: no work is spent on padding's.
+        """
+        start = words.new_full((len(words), 1), START)
+        embedded = self.dropout(self.embedding(torch.cat([start, words[:, :-1]], dim=1)))
+        hidden, _ = self.lstm(torch.cat([features.to(embedded.dtype).unsqueeze(1), embedded], dim=1))
+        return self.classifier(self.dropout(hidden[:, 1:][is_target(words, lengths)]))
+
+    def start(self, features: Tensor) -> State:
+        """State after the image: features [B, E] -> (hidden, cell), each [L, B, H]."""
+        return self.lstm(features.unsqueeze(1))[1]
+
+    def step(self, state: State, words: Tensor) -> tuple[Tensor, State]:
+        """One word further: words [B] -> logits [B, V] for the next word, and the new state."""
+        hidden, state = self.lstm(self.embedding(words).unsqueeze(1), state)
+        return self.classifier(hidden.squeeze(1)), state
+
+
+def is_target(words: Tensor, lengths: Tensor) -> Tensor:
+    """Which places of padded words [N, T] hold a target: bool [N, T]."""
+    return torch.arange(words.shape[1], device=words.device) < lengths.unsqueeze(1)

@@ -1,0 +1,77 @@
+"""Captions for any image, with the preprocessing and vocabulary of the checkpoint that writes them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from captioning import checkpoint
+from captioning import config as configuration
+from captioning.config import Config
+from captioning.data import vocabulary as vocab
+from captioning.data.transforms import preprocessing_of
+from captioning.data.vocabulary import Vocabulary
+from captioning.model.captioner import Captioner
+from captioning.model.search import greedy
+from shards.errors import InputError
+from shards.images import UnreadableImageError, open_rgb
+
+ImageLike = str | Path | Image.Image
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A trained captioner. ``Predictor.from_checkpoint("runs/demo").caption(["photo.jpg"])`` -> ``["A ..."]``."""
+
+    model: Captioner
+    vocabulary: Vocabulary
+    config: Config
+    step: int
+    device: torch.device
+
+    @classmethod
+    def from_checkpoint(cls, run: str | Path, which: str = "best", device: str | None = None) -> "Predictor":
+        """Load checkpoint ``best``, ``latest`` or ``step-N`` of a run folder; on a GPU where there is one.
+
+        Raises:
+            InputError: when the run has no such checkpoint, or it does not verify.
+        """
+        found = checkpoint.find(Path(run), which, lambda message: None)
+        config = configuration.load(found.folder / "config.yaml")
+        vocabulary = vocab.from_json(found.text("vocabulary.json"), str(found.folder / "vocabulary.json"))
+        model = Captioner(config, len(vocabulary))
+        try:
+            model.load_state_dict(found.model())
+        except RuntimeError as error:
+            raise InputError(f"{found.folder}: model.safetensors does not fit its config.yaml:\n{error}") from error
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return cls(model.eval().to(place), vocabulary, config, found.state.step, place)
+
+    def caption(self, images: Sequence[ImageLike], batch_size: int = 32) -> list[str]:
+        """Greedy captions of files or PIL images, in their order.
+
+        Raises:
+            InputError: naming the first file that is missing or is no image.
+        """
+        preprocessing, captions = preprocessing_of(self.config), list[str]()
+        for start in range(0, len(images), batch_size):
+            tensors = [preprocessing.for_evaluation(opened(image)) for image in images[start : start + batch_size]]
+            words = greedy(self.model, torch.stack(tensors).to(self.device), self.config.data.max_words)
+            captions += [self.vocabulary.decode(ids) for ids in words.tolist()]
+        return captions
+
+
+def opened(image: ImageLike) -> Image.Image:
+    """An upright RGB image from a file or a PIL image.
+
+    Raises:
+        InputError: when the file is missing or is no image.
+    """
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    try:
+        return open_rgb(Path(image).read_bytes())
+    except (OSError, UnreadableImageError) as error:
+        raise InputError(f"{image} cannot be read as an image: {error}") from error

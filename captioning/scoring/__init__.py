@@ -1,0 +1,1 @@
+"""Caption metrics, and exact evaluation by any number of processes."""

@@ -1,0 +1,80 @@
+"""Exact evaluation by any number of processes: every image captioned once, scored once, together."""
+
+from dataclasses import dataclass
+
+import torch
+
+from captioning.config import Config
+from captioning.data.batches import EvaluationBatches, evaluation_loader
+from captioning.data.transforms import preprocessing_of
+from captioning.data.vocabulary import Vocabulary
+from captioning.model.captioner import Captioner
+from captioning.model.search import greedy
+from captioning.ranks import Ranks
+from captioning.scoring import metrics
+from shards.errors import InputError
+from shards.index import Index
+from shards.order import rank_part
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Generated captions of a split by sample number, and the images that could not be read."""
+
+    of_sample: dict[int, str]
+    holes: list[str]
+
+    def results(self, index: Index) -> list[dict[str, object]]:
+        """COCO results format (https://cocodataset.org/#format-results): a list of image_id and caption."""
+        texts = index.texts()
+        return [{"image_id": texts[s].image_id, "caption": caption} for s, caption in sorted(self.of_sample.items())]
+
+
+def caption_split(
+    model: Captioner,
+    vocabulary: Vocabulary,
+    index: Index,
+    config: Config,
+    ranks: Ranks,
+    device: torch.device,
+    workers: int,
+    on_progress=lambda done, total: None,
+) -> Captions:
+    """Caption every image of a split with greedy search; each rank takes a contiguous part, all get the whole.
+
+    The model's BatchNorm buffers must be alike on all ranks. It is left in the mode it came in.
+    """
+    start, stop = rank_part(0, len(index), ranks.rank, ranks.world_size)
+    training = model.training
+    model.eval()
+    captions: dict[int, str] = {}
+    holes: list[str] = []
+    batches = EvaluationBatches(index, preprocessing_of(config))
+    for batch in evaluation_loader(batches, start, stop, config.evaluate.batch_size, workers):
+        holes += map(str, batch.holes)
+        if batch.samples:
+            words = greedy(model, batch.images.to(device), config.data.max_words).tolist()
+            captions.update({s: vocabulary.decode(ids) for s, ids in zip(batch.samples, words, strict=True)})
+        on_progress(len(captions) + len(holes), stop - start)
+    model.train(training)
+    parts = ranks.gathered((captions, holes))
+    return Captions({s: c for part, _ in parts for s, c in part.items()}, [h for _, part in parts for h in part])
+
+
+def score_captions(captions: Captions, index: Index) -> dict[str, float]:
+    """Metrics of generated captions against the split's references.
+
+    ``CIDEr-D, wrong images`` scores the same captions against each next image's references: what a model gets that
+    writes plausible captions without looking. A model that looks scores well above it.
+
+    Raises:
+        InputError: when no image of the split could be captioned.
+    """
+    if not captions.of_sample:
+        raise InputError(f"No image of {index.path} could be read: there is nothing to score.")
+    texts = index.texts()
+    samples = sorted(captions.of_sample)
+    candidates = [metrics.words_for_scoring(captions.of_sample[s]) for s in samples]
+    references = [[metrics.words_for_scoring(c) for c in texts[s].captions] for s in samples]
+    wrong = metrics.cider_d(candidates, references[1:] + references[:1])
+    return {**metrics.score(candidates, references), "CIDEr-D, wrong images": sum(wrong) / len(wrong)}

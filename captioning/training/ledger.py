@@ -1,0 +1,32 @@
+"""A line a sample, so that anyone can audit that each image of each epoch was delivered exactly once."""
+
+import os
+from pathlib import Path
+
+from captioning.checkpoint import cut_after
+from captioning.data.batches import CaptionBatch
+
+
+class Ledger:
+    """``RUN/ledger/rank-R.txt``: step, epoch, key, weight (1, or 0 for a hole), tab-separated; steps count from 1."""
+
+    def __init__(self, run: Path, rank: int):
+        folder = run / "ledger"
+        folder.mkdir(exist_ok=True)
+        self._file = (folder / f"rank-{rank}.txt").open("a", encoding="utf-8")
+
+    def write(self, batches: list[CaptionBatch]) -> None:
+        for batch in batches:
+            for key, weight in [*((key, 1) for key in batch.keys), *((hole.key, 0) for hole in batch.holes)]:
+                self._file.write(f"{batch.step + 1}\t{batch.epoch}\t{key}\t{weight}\n")
+
+    def sync(self) -> None:
+        """On disk before the checkpoint that counts these samples as consumed."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def cut_ledgers(run: Path, step: int) -> None:
+    """Forget every rank's lines after ``step`` (done by rank 0 alone, before any rank writes)."""
+    for path in (run / "ledger").glob("rank-*.txt"):
+        cut_after(path, lambda line: int(line.split("\t", 1)[0]) <= step)

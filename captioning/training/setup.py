@@ -1,0 +1,163 @@
+"""What a run needs before its first step: data, vocabulary, and the checkpoint to continue from."""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from captioning import checkpoint
+from captioning.checkpoint import Checkpoint, RunState
+from captioning.config import IDENTITY, Config, flat, save_text
+from captioning.config import load as load_config
+from captioning.data import captions as encoded
+from captioning.data import vocabulary as vocab
+from captioning.data.batches import TrainBatches
+from captioning.data.captions import EncodedCaptions
+from captioning.data.transforms import preprocessing_of
+from captioning.data.vocabulary import Vocabulary
+from captioning.model.captioner import Captioner
+from captioning.model.encoder import Encoder, load_pretrained
+from captioning.progress import Progress
+from captioning.ranks import Ranks
+from shards import index as shard_index
+from shards.errors import InputError, listed
+from shards.hashing import key_of
+from shards.index import Index, write_atomically
+from shards.order import step_range
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What rank 0 found and settled, the same on every rank."""
+
+    train: Index
+    val: Index | None
+    vocabulary: Vocabulary
+    captions: EncodedCaptions
+    checkpoint: Checkpoint | None
+    state: RunState
+    changed: list[str]  # settings that differ from the ones the run began with
+    workers: int  # loader processes a rank
+
+    def step_range(self, step: int, config: Config) -> tuple[int, int, int]:
+        return step_range(step, len(self.train), config.train.global_batch_size)
+
+    def steps_per_epoch(self, config: Config) -> int:
+        return -(-len(self.train) // config.train.global_batch_size)
+
+    def total_steps(self, config: Config) -> int:
+        return config.train.total_steps or self.steps_per_epoch(config) * (config.train.epochs or 0)
+
+    def train_batches(self, config: Config, ranks: Ranks) -> TrainBatches:
+        return TrainBatches(
+            self.train,
+            self.captions,
+            preprocessing_of(config),
+            config.seed,
+            config.train.global_batch_size,
+            config.train.micro_batch_size,
+            config.data.captions_per_image,
+            ranks.rank,
+            ranks.world_size,
+        )
+
+    def build_model(self, config: Config, is_main: bool) -> Captioner:
+        """The model to start from; pretrained weights on rank 0 alone, since DDP hands its parameters to all."""
+        torch.manual_seed(key_of("model", config.seed) >> 1)
+        model = Captioner(config, len(self.vocabulary))
+        if self.checkpoint is not None:
+            model.load_state_dict(self.checkpoint.model())
+        elif is_main:
+            load_pretrained(model.encoder, config.encoder)
+        return model
+
+
+def prepare(config: Config, world_size: int, on_progress: Progress) -> Experiment:
+    """Check everything a run needs, then make or continue its folder. Runs on rank 0 alone.
+
+    Raises:
+        InputError: when data, weights or run folder do not fit the config; nothing has been written then.
+    """
+    if config.train.global_batch_size < world_size:
+        raise InputError(
+            f"train.global_batch_size={config.train.global_batch_size} is smaller than the {world_size} processes: "
+            "some would never get an image. Raise it, or start fewer processes."
+        )
+    train, val = _splits(config)
+    run = Path(config.run)
+    changed = _compare_with_folder(config, run)
+    found = _checkpoint_to_continue(run, train)
+    stored = None
+    if found is None:
+        load_pretrained(Encoder(config.encoder), config.encoder)  # fails here, before anything is written
+    else:
+        stored = vocab.from_json(found.text("vocabulary.json"), str(found.folder / "vocabulary.json"))
+    run.mkdir(parents=True, exist_ok=True)
+    vocabulary = encoded.encode(train, run / "encoded", config.data.vocabulary_threshold, stored, on_progress)
+    write_atomically(run / "vocabulary.json", vocabulary.to_json().encode())
+    write_atomically(run / "config.yaml", save_text(config).encode())
+    checkpoint.set_status(run, "running")
+    state = found.state if found else RunState(0, 0, world_size, train.fingerprint)
+    return Experiment(
+        train, val, vocabulary, EncodedCaptions(run / "encoded"), found, state, changed, loader_workers(config)
+    )
+
+
+def _splits(config: Config) -> tuple[Index, Index | None]:
+    train = shard_index.load(config.data.train)
+    val = shard_index.load(config.data.val) if config.data.val else None
+    if val is not None and val.fingerprint == train.fingerprint:
+        raise InputError(f"data.val={config.data.val} holds the very samples of data.train: scores would mean nothing.")
+    train.check_sizes()
+    if val is not None:
+        val.check_sizes()
+    return train, val
+
+
+def _compare_with_folder(config: Config, run: Path) -> list[str]:
+    """Settings changed since the run in the folder began; refuses those that would make it another experiment."""
+    if not run.exists() or not any(run.iterdir()):
+        return []
+    if not (run / "config.yaml").is_file():
+        raise InputError(f"run={run} is a folder with other things in it (no config.yaml). Choose another run=FOLDER.")
+    if not config.resume:
+        raise InputError(
+            f"run={run} holds a run already. Set resume=true to continue it, or choose another run=FOLDER."
+        )
+    before, now = flat(load_config(run / "config.yaml")), flat(config)
+    differing = {key: f"{key}: {before[key]} -> {now[key]}" for key in now if before[key] != now[key]}
+    refused = [differing[key] for key in IDENTITY if key in differing]
+    if refused:
+        raise InputError(
+            f"run={run} holds a run with other settings:\n{listed(refused, limit=20)}\n"
+            "Continue it with its own settings, or choose another run=FOLDER for these."
+        )
+    return list(differing.values())
+
+
+def _checkpoint_to_continue(run: Path, train: Index) -> Checkpoint | None:
+    """The newest checkpoint that verifies, of this very data; None for a run without any."""
+    passed_over: list[str] = []
+    found = checkpoint.newest(run, passed_over.append)
+    for message in passed_over:
+        print(f"warning: {message}", file=sys.stderr)
+    if found is None and passed_over:
+        raise InputError(
+            f"No checkpoint in {run} verifies. To start anew choose another run=FOLDER, or delete this one."
+        )
+    if found is not None and found.state.fingerprint != train.fingerprint:
+        raise InputError(
+            f"{found.folder} was trained on other data: fingerprint {found.state.fingerprint[:16]}, and data.train="
+            f"{train.path} has {train.fingerprint[:16]}. Give the run its own data, or choose another run=FOLDER."
+        )
+    return found
+
+
+def loader_workers(config: Config) -> int:
+    """Loader processes a rank: as configured, else this machine's cores shared by its ranks, one left for each rank."""
+    if config.data.workers is not None:
+        return config.data.workers
+    cores = len(os.sched_getaffinity(0))
+    return max(0, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))

@@ -1,0 +1,1 @@
+"""Commands: argument parsing and words to people."""

@@ -1,0 +1,22 @@
+"""What every command does alike: turn an InputError into a short message and exit status 2."""
+
+import os
+import sys
+from collections.abc import Callable
+
+from shards.errors import InputError
+
+BAD_INPUT = 2
+PREEMPTED = 75  # sysexits.h EX_TEMPFAIL: stopped by a signal, saved; the same command continues
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Run a command's ``main`` and exit with its status: 0 done, 2 bad input, 130 interrupted."""
+    try:
+        sys.exit(main() or 0)
+    except InputError as error:
+        if os.environ.get("RANK", "0") == "0":  # one message, not one a process
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,30 @@
+"""Train a captioner. The same command again continues the run; SIGTERM, SIGINT or SIGUSR1 save and stop it."""
+
+import argparse
+
+from captioning.config import Config, flat, load
+from captioning.training.loop import train
+from launch.command import PREEMPTED, run
+
+
+def main() -> int:
+    config = load(*_arguments())
+    return PREEMPTED if train(config) == "preempted" else 0
+
+
+def _arguments() -> tuple[str, list[str]]:
+    keys = "\n".join(f"  {key}={'null' if value is None else value}" for key, value in flat(Config()).items())
+    parser = argparse.ArgumentParser(
+        prog="accelerate launch [...] launch/train.py",
+        description=__doc__,
+        epilog=f"keys and their defaults (explained in captioning/config.py):\n{keys}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", metavar="CONFIG.yaml", help="what differs from the defaults; see configs/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. run=runs/mine train.epochs=5")
+    arguments = parser.parse_args()
+    return arguments.config, arguments.overrides
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,16 @@
+"""The one exception that means "the input is wrong, and here is what to do about it"."""
+
+from collections.abc import Iterable
+
+
+class InputError(Exception):
+    """Bad input: the message says what is wrong, where, and what to do. Commands print it and exit with status 2."""
+
+
+def listed(items: Iterable[object], limit: int = 8) -> str:
+    """Items one a line, indented; past ``limit`` only their number, so that an error fits a screen."""
+    every = [str(item) for item in items]
+    lines = [f"  {item}" for item in every[:limit]]
+    if len(every) > limit:
+        lines.append(f"  ... and {len(every) - limit:,} more")
+    return "\n".join(lines)

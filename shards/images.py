@@ -1,0 +1,71 @@
+"""Any image file people have -> the upright RGB JPEG that training reads."""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageOps
+
+MAX_PIXELS = 178_956_970  # Pillow's own limit for an error: past it a small file may ask for gigabytes ("bomb")
+
+
+class UnreadableImageError(Exception):
+    """The bytes are not an image that can be decoded; the message says why."""
+
+
+def open_rgb(data: bytes) -> Image.Image:
+    """Decode any image to upright RGB: EXIF orientation applied, transparency laid on white, 16 bits cut to 8.
+
+    Raises:
+        UnreadableImageError: when the bytes are no image, are truncated, or decode to more than MAX_PIXELS.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise UnreadableImageError(f"{image.width} x {image.height} pixels is more than {MAX_PIXELS:,}")
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except UnreadableImageError:
+        raise
+    except Exception as error:  # Pillow's plugins raise whatever their parsers meet: OSError, SyntaxError, struct.error
+        raise UnreadableImageError(f"{type(error).__name__}: {error}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, dtype=np.float64)
+        image = Image.fromarray((values / 257 if values.max(initial=0) > 255 else values).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def resize_short_side(image: Image.Image, short_side: int) -> Image.Image:
+    """Shrink so that the shorter side is ``short_side`` pixels; a smaller image is returned as it is."""
+    shorter = min(image.size)
+    if shorter <= short_side:
+        return image
+    size = (max(1, round(image.width * short_side / shorter)), max(1, round(image.height * short_side / shorter)))
+    return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def to_training_jpeg(data: bytes, short_side: int, quality: int) -> bytes:
+    """The JPEG bytes stored in a shard. ``short_side`` 0 keeps the size, and an upright RGB JPEG byte for byte.
+
+    Raises:
+        UnreadableImageError: when the bytes cannot be decoded.
+    """
+    image = open_rgb(data)
+    if short_side == 0 and _is_upright_rgb_jpeg(data):
+        return data
+    if short_side:
+        image = resize_short_side(image, short_side)
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=quality)
+    return out.getvalue()
+
+
+def _is_upright_rgb_jpeg(data: bytes) -> bool:
+    with Image.open(io.BytesIO(data)) as image:
+        return image.format == "JPEG" and image.mode == "RGB" and image.getexif().get(0x0112, 1) == 1

@@ -1,0 +1,220 @@
+"""What is in a split's shards: names, counts, sizes, hashes, and the byte offset of every sample.
+
+Beside each ``NAME-000000.tar`` lie ``NAME-000000.idx`` (NVIDIA DALI's text index, v1.2: a line a sample, for each of
+its files the extension, offset, size and name) and ``NAME-000000.captions.json`` (what each sample says, so that a
+vocabulary or references need no tar). ``NAME.json`` holds it together, in the ``wids-shard-index-v1`` form with keys of
+our own: sha256 per shard, a fingerprint of the data, how it was packed, what was left out.
+"""
+
+import hashlib
+import json
+import os
+import tarfile
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards.errors import InputError, listed
+
+KIND = "wids-shard-index-v1"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar: its path, its samples, its size in bytes, its sha256."""
+
+    path: Path
+    nsamples: int
+    filesize: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SampleText:
+    """What a sample says, without its picture."""
+
+    key: str
+    captions: tuple[str, ...]
+    image_id: int | str
+    label: str | None
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Where a sample lies in its tar: bytes from ``offset``; the image at once, its KEY.json ``json_skip`` further."""
+
+    key: str
+    offset: int
+    image_size: int
+    json_skip: int
+    json_size: int
+
+
+@dataclass(frozen=True)
+class Index:
+    """A split: its shards and where each sample is."""
+
+    path: Path
+    name: str
+    shards: tuple[Shard, ...]
+    fingerprint: str
+    document: dict[str, Any] = field(hash=False, compare=False)  # the whole NAME.json
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        return np.concatenate([[0], np.cumsum([shard.nsamples for shard in self.shards])])
+
+    def locate(self, sample: int) -> tuple[Shard, int]:
+        """The shard a sample is in, and its number there."""
+        shard = int(np.searchsorted(self._starts, sample, side="right")) - 1
+        return self.shards[shard], sample - int(self._starts[shard])
+
+    def texts(self) -> list[SampleText]:
+        """Captions, id and label of every sample, in the split's order; no tar is opened."""
+        return [text for shard in self.shards for text in read_texts(shard)]
+
+    def check_sizes(self) -> None:
+        """Compare every shard's size with the index.
+
+        Raises:
+            InputError: naming the shards that are missing, cut short or replaced.
+        """
+        wrong = []
+        for shard in self.shards:
+            size = shard.path.stat().st_size if shard.path.exists() else None
+            if size != shard.filesize:
+                found = "is missing" if size is None else f"has {size:,} bytes"
+                wrong.append(f"{shard.path} {found}, the index says {shard.filesize:,}")
+        if wrong:
+            raise InputError(
+                f"{len(wrong)} shard(s) do not match {self.path}:\n{listed(wrong)}\nCopy or pack them again."
+            )
+
+
+def load(path: str | Path) -> Index:
+    """Read a split's NAME.json.
+
+    Raises:
+        InputError: when it is missing or is no shard index.
+    """
+    path = Path(path)
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        shards = tuple(
+            Shard(path.parent / entry["url"], int(entry["nsamples"]), int(entry["filesize"]), str(entry["sha256"]))
+            for entry in document["shardlist"]
+        )
+        if document["__kind__"] != KIND or not sum(shard.nsamples for shard in shards):
+            raise KeyError("__kind__")
+        return Index(path, document["name"], shards, document["fingerprint"], document)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise InputError(
+            f"There is no shard index {path}. `python -m launch.pack` writes one: DIR/NAME.json."
+        ) from error
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is not a shard index written by launch.pack ({error!r}).") from error
+
+
+def read_texts(shard: Shard) -> list[SampleText]:
+    """The captions beside a tar.
+
+    Raises:
+        InputError: when the file is missing or does not fit the tar.
+    """
+    path = captions_path(shard.path)
+    try:
+        samples = json.loads(path.read_text(encoding="utf-8"))["samples"]
+        texts = [SampleText(s["key"], tuple(s["captions"]), s["image_id"], s["label"]) for s in samples]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read ({error!r}). Copy it again, with its tar.") from error
+    if len(texts) != shard.nsamples:
+        raise InputError(f"{path} lists {len(texts)} samples, the index says {shard.nsamples}. Copy it with its tar.")
+    return texts
+
+
+@lru_cache(maxsize=64)
+def read_extents(shard: Shard) -> list[Extent]:
+    """Where each sample of a shard lies, from its ``.idx``.
+
+    Raises:
+        InputError: when the file is missing or does not fit the tar.
+    """
+    path = shard.path.with_suffix(".idx")
+    try:
+        header, *lines = path.read_text(encoding="utf-8").splitlines()
+        if header != f"v1.2 {shard.nsamples}" or len(lines) != shard.nsamples:
+            raise ValueError(f"header {header!r} and {len(lines)} lines, the index says {shard.nsamples} samples")
+        return [_extent(line) for line in lines]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path} cannot be read ({error}). Copy it again, with its tar.") from error
+
+
+def _extent(line: str) -> Extent:
+    fields = line.split(" ")
+    parts = {ext: (int(offset), int(size), name) for ext, offset, size, name in zip(*[iter(fields)] * 4, strict=True)}
+    offset, image_size, name = parts["jpg"]
+    return Extent(name.removesuffix(".jpg"), offset, image_size, parts["json"][0] - offset, parts["json"][1])
+
+
+def idx_text(tar: Path) -> str:
+    """The DALI index of a tar, from its own headers (so it is right whatever wrote the tar)."""
+    samples: dict[str, list[str]] = {}
+    with tarfile.open(tar) as archive:
+        for member in archive:
+            key, ext = member.name.split(".", 1)
+            samples.setdefault(key, []).append(f"{ext} {member.offset_data} {member.size} {member.name}")
+    return "".join([f"v1.2 {len(samples)}\n", *(" ".join(parts) + "\n" for parts in samples.values())])
+
+
+def captions_path(tar: Path) -> Path:
+    return tar.with_suffix(".captions.json")
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fingerprint_of(shards: list[Shard]) -> str:
+    """What makes two splits the same data: their tars' bytes, in order. The names and folders do not count."""
+    return hashlib.sha256("\n".join(f"{s.sha256} {s.nsamples}" for s in shards).encode()).hexdigest()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write so that ``path`` holds all of ``data`` or is not there: a temporary neighbour, fsync, rename."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def verify(index: Index) -> None:
+    """Compare every byte of every shard, and its ``.idx`` and captions, with the index.
+
+    Raises:
+        InputError: listing every shard that differs.
+    """
+    index.check_sizes()
+    wrong = []
+    for shard in index.shards:
+        if sha256_of(shard.path) != shard.sha256:
+            wrong.append(f"{shard.path}: its bytes are not those that were packed")
+        elif idx_text(shard.path) != shard.path.with_suffix(".idx").read_text(encoding="utf-8"):
+            wrong.append(f"{shard.path.with_suffix('.idx')}: does not match its tar")
+        elif [text.key for text in read_texts(shard)] != [extent.key for extent in read_extents(shard)]:
+            wrong.append(f"{captions_path(shard.path)}: does not match its tar")
+    if wrong:
+        raise InputError(
+            f"{len(wrong)} shard(s) of {index.path} are damaged:\n{listed(wrong)}\nCopy or pack them again."
+        )
