@@ -116,22 +116,6 @@ def rank_part(start: int, stop: int, rank: int, world_size: int) -> tuple[int, i
     return start + size * rank // world_size, start + size * (rank + 1) // world_size
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a run stands, told by its only state: the samples that finished optimizer steps have consumed."""
-
-    epoch: int
-    position: int  # within the epoch, in samples
-    step: int  # optimizer steps finished since the start of the run
-
-
-def place_of(samples_seen: int, size: int, global_batch_size: int) -> Place:
-    """The epoch, position and step reached after ``samples_seen`` samples of a split of ``size``."""
-    epoch, position = divmod(samples_seen, size)
-    steps_per_epoch = -(-size // global_batch_size)
-    return Place(epoch, position, epoch * steps_per_epoch + -(-position // global_batch_size))
-
-
 def step_range(step: int, size: int, global_batch_size: int) -> tuple[int, int, int]:
     """Epoch, first and last-but-one position of a global step; the last step of an epoch is short, never padded."""
     epoch, in_epoch = divmod(step, -(-size // global_batch_size))

@@ -5,12 +5,17 @@ import math
 import time
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from captioning.checkpoint import cut_after
+from captioning.config import Config
+from captioning.data.batches import CaptionBatch, TrainBatches
+from captioning.training.setup import Experiment
 
 
 class Clock:
@@ -20,7 +25,13 @@ class Clock:
         self.reset()
 
     def reset(self) -> None:
-        self.started, self.waiting, self.images, self.captions, self.steps = time.perf_counter(), 0.0, 0.0, 0.0, 0
+        self.started, self.waiting, self.images, self.captions, self.steps = time.perf_counter(), 0.0, 0, 0, 0
+
+    def count(self, micro_batches: list[CaptionBatch]) -> None:
+        """A step over these micro-batches is done."""
+        self.images += sum(len(batch.keys) for batch in micro_batches)
+        self.captions += sum(len(batch.lengths) for batch in micro_batches)
+        self.steps += 1
 
     def reading(self, world_size: int) -> dict[str, float]:
         """Rates of the whole job, taking the other ranks to be as fast as this one, and this rank's waiting."""
@@ -81,7 +92,7 @@ class Monitor:
                 self.say(f"step {step}/{self.total_steps}  {numbers}")
         self._progress.update(self._task, completed=step)
 
-    def scores(self, step: int, epoch: float, scores: dict[str, float], examples: list[tuple[str, str]]) -> None:
+    def scores(self, step: int, epoch: float, scores: dict[str, float], examples: list[dict[str, object]]) -> None:
         """Validation scores and a few captions of fixed images."""
         if not self.is_main:
             return
@@ -89,7 +100,7 @@ class Monitor:
             file.write(json.dumps({"step": step, "epoch": epoch, **scores}) + "\n")
         for name, value in scores.items():
             self._board.add_scalar(f"val/{name}", value, step)
-        self._board.add_text("val/captions", "\n\n".join(f"`{name}` {text}" for name, text in examples), step)
+        self._board.add_text("val/captions", "\n\n".join(f"`{e['image_id']}` {e['caption']}" for e in examples), step)
         self._board.flush()
         self.say(f"validation at step {step}: " + "  ".join(f"{name} {value:.3f}" for name, value in scores.items()))
 
@@ -97,6 +108,26 @@ class Monitor:
         if self.is_main:
             self._progress.stop()
             self._board.close()
+
+
+def start_up_table(
+    config: Config, found: Experiment, batches: TrainBatches, model: nn.Module, device: torch.device
+) -> dict[str, str]:
+    """What is about to run, for the terminal: processes, batch arithmetic, data, parameters, steps."""
+    trained, frozen = (
+        sum(p.numel() for p in model.parameters() if p.requires_grad == wanted) / 1e6 for wanted in (True, False)
+    )
+    rows = {
+        "processes": f"{batches.world_size} on {device.type}, precision {config.precision}, "
+        f"{torch.get_num_threads()} thread(s) and {found.workers} loader worker(s) each",
+        "global batch": f"{config.train.global_batch_size} images = {batches.world_size} process(es) x "
+        f"{batches.micro_batches(0)} micro-batch(es) of at most {config.train.micro_batch_size}",
+        "data": f"{len(found.train):,} training images, {len(found.vocabulary):,} words",
+        "model": f"{config.encoder.name} and {config.decoder.kind}, "
+        f"{trained:.2f} M parameters trained, {frozen:.2f} M frozen",
+        "steps": f"{found.total_steps(config):,}, of which {found.state.step:,} are done",
+    }
+    return rows | ({"changed": "\n".join(found.changed)} if found.changed else {})
 
 
 def perplexity(loss: float) -> float:

@@ -1,0 +1,106 @@
+"""What the tests share: tiny datasets, packed splits, and a way to run the real commands."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shards import scenes, sources
+from shards.index import Index
+from shards.pack import Settings, pack
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT.parent / "shared" / "data"  # real images, where the developers and CI have them
+CPU_PROCESSES = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+
+# The smallest run that has everything: a real ResNet-18 on 32-pixel scenes, an LSTM of 16, BatchNorm held still so
+# that the cut of a batch cannot matter, no dropout.
+TINY = {
+    "data.vocabulary_threshold": 1,
+    "data.resize_size": 32,
+    "data.image_size": 32,
+    "data.flip": "false",
+    "data.ledger": "true",
+    "data.workers": 0,
+    "encoder.name": "resnet18",
+    "encoder.trainable": "all",
+    "encoder.freeze_batch_norm": "true",
+    "decoder.embedding_size": 16,
+    "decoder.hidden_size": 16,
+    "train.global_batch_size": 8,
+    "train.micro_batch_size": 4,
+    "optim.encoder_learning_rate": 1e-4,
+    "checkpoint.every_steps": 4,
+    "monitor.log_every_steps": 1,
+}
+
+
+@pytest.fixture(scope="session")
+def scene_shards(tmp_path_factory) -> Path:
+    """44 training and 10 validation scenes, packed in several shards; the folder holds train.json and val.json."""
+    folder = tmp_path_factory.mktemp("scenes")
+    for split, count in (("train", 44), ("val", 10)):
+        pack_scenes(folder / "drawn", folder / "shards", split, count)
+    return folder / "shards"
+
+
+def pack_scenes(drawn: Path, out: Path, split: str, count: int, shard_mb: int = 1) -> Index:
+    images, captions = scenes.write(drawn, split, count, seed=0)
+    return pack(sources.coco(images, captions), split, out, Settings(shard_mb=shard_mb))
+
+
+def write_coco(folder: Path, captions_of: dict[str, list[str]], image: bytes) -> tuple[Path, Path]:
+    """A COCO dataset whose images all hold the same bytes: file name -> captions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    images, annotations = [], []
+    for number, (name, captions) in enumerate(captions_of.items()):
+        (folder / name).write_bytes(image)
+        images.append({"id": number, "file_name": name})
+        annotations += [{"image_id": number, "caption": caption} for caption in captions]
+    path = folder / "captions.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations}))
+    return folder, path
+
+
+def settings(shards: Path, run: Path, **changes) -> list[str]:
+    """TINY as overrides, with the data, the run folder and whatever a test changes ('train__epochs' -> train.epochs)."""
+    values = {"run": run, "data.train": shards / "train.json", **TINY}
+    values |= {key.replace("__", "."): value for key, value in changes.items()}
+    return [f"{key}={value}" for key, value in values.items()]
+
+
+def train_command(processes: int, overrides: list[str], config: Path) -> list[str]:
+    """The command a user types: ``accelerate launch`` for several processes, plain Python for one."""
+    script = [str(ROOT / "launch" / "train.py"), str(config), *overrides]
+    if processes == 1:
+        return [sys.executable, *script]
+    launcher = [str(Path(sys.executable).with_name("accelerate")), "launch"]
+    cpu = ROOT / "launch" / "accelerate" / "cpu2.yaml"
+    return [*launcher, "--config_file", str(cpu), "--num_processes", str(processes), *script]
+
+
+def run_command(command: list[str], timeout: float = 240, **environment: str) -> subprocess.CompletedProcess:
+    """Run to the end; what it printed is in ``stdout`` and ``stderr``."""
+    everything = {**os.environ, **CPU_PROCESSES, **environment}
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=everything, cwd=ROOT)
+
+
+def module(name: str, *arguments: object) -> list[str]:
+    return [sys.executable, "-m", name, *map(str, arguments)]
+
+
+@pytest.fixture(scope="session")
+def empty_config(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "empty.yaml"
+    path.write_text("{}\n")
+    return path
+
+
+def coco_mini() -> Path:
+    folder = DATA / "coco-mini"
+    if not folder.is_dir():
+        pytest.skip(f"real COCO images are not here ({folder}): this test runs where the developers' data is")
+    return folder

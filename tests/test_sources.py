@@ -1,0 +1,74 @@
+"""COCO as people have it: folder or zip, captions with stray spaces, and files that are something else."""
+
+import json
+import zipfile
+
+import pytest
+
+from shards import sources
+from shards.errors import InputError
+from tests.conftest import write_coco
+
+
+def test_captions_are_cleaned_and_empty_ones_counted(tmp_path):
+    source = sources.coco(*write_coco(tmp_path, {"a.jpg": [" A\n cat.  ", " \n"], "b.jpg": ["naïve café"]}, b""))
+    assert [record.captions for record in source.records] == [("A cat.",), ("naïve café",)]
+    assert source.left_out == {"captions without text": 1}
+
+
+def test_images_without_captions_are_left_out_and_counted(tmp_path):
+    source = sources.coco(*write_coco(tmp_path, {"a.jpg": ["A cat."], "b.jpg": []}, b""))
+    assert [record.image for record in source.records] == ["a.jpg"]
+    assert source.left_out == {"images without a caption": 1}
+
+
+def test_keys_hold_no_dot_and_no_space():
+    assert sources.Record("sub dir/a photo.v2.jpg", ("x",), 1).key == "sub_dir_a_photo_v2"
+
+
+def test_a_zip_reads_like_a_folder(tmp_path):
+    with zipfile.ZipFile(tmp_path / "train2017.zip", "w") as archive:
+        archive.writestr("train2017/000000000009.jpg", b"bytes")
+    files = sources.ImageFiles(tmp_path / "train2017.zip")
+    assert files.read("000000000009.jpg") == b"bytes"
+    with pytest.raises(FileNotFoundError, match=r"train2017\.zip"):
+        files.read("000000000010.jpg")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"images": [', "not JSON"),
+        ("[1, 2]", "no list 'images'"),
+        ('{"images": []}', "no list 'annotations'"),
+        ('{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "bbox": []}]}', "instances_"),
+        ('{"images": [{"id": 1}], "annotations": []}', "no 'file_name'"),
+        ('{"images": [], "annotations": []}', "nothing to pack"),
+        ('{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "caption": 5}]}', "not text"),
+    ],
+)
+def test_a_json_that_is_not_captions_is_refused(tmp_path, content, message):
+    path = tmp_path / "captions.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match=message) as error:
+        sources.coco(tmp_path, path)
+    assert str(path) in str(error.value)
+
+
+def test_missing_files_and_broken_zips_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"There is no .*nowhere\.json"):
+        sources.coco(tmp_path, tmp_path / "nowhere.json")
+    with pytest.raises(InputError, match="folder of images, or a zip"):
+        sources.ImageFiles(tmp_path / "nowhere")
+    (tmp_path / "cut.zip").write_bytes(b"PK\3\4 cut short")
+    with pytest.raises(InputError, match="Download it again"):
+        sources.ImageFiles(tmp_path / "cut.zip")
+
+
+def test_one_file_twice_is_refused(tmp_path):
+    images, captions = write_coco(tmp_path, {"a.jpg": ["A cat."], "b.jpg": ["A dog."]}, b"")
+    document = json.loads(captions.read_text())
+    document["images"][1]["file_name"] = "a.jpg"
+    captions.write_text(json.dumps(document))
+    with pytest.raises(InputError, match="more than once"):
+        sources.coco(images, captions)
