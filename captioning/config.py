@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from shards.errors import InputError, listed
@@ -128,7 +128,10 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
     if malformed:
         raise InputError(f"Overrides are written key.name=value; these are not:\n{listed(map(repr, malformed))}")
     try:
-        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(overrides or []))
+        loaded = OmegaConf.load(path)
+        if not isinstance(loaded, DictConfig):
+            raise ValueError("it holds a list; lines of key: value are wanted")
+        merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(overrides or []))
         values = OmegaConf.to_container(merged, resolve=True)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise InputError(f"There is no config file {path}. The shipped ones are in configs/.") from error

@@ -66,7 +66,7 @@ def write_coco(folder: Path, captions_of: dict[str, list[str]], image: bytes) ->
 
 
 def settings(shards: Path, run: Path, **changes) -> list[str]:
-    """TINY as overrides, with the data, the run folder and whatever a test changes ('train__epochs' -> train.epochs)."""
+    """TINY as overrides, with data, run folder and a test's own changes ('train__epochs' for train.epochs)."""
     values = {"run": run, "data.train": shards / "train.json", **TINY}
     values |= {key.replace("__", "."): value for key, value in changes.items()}
     return [f"{key}={value}" for key, value in values.items()]

@@ -85,7 +85,7 @@ def test_odd_real_files():
             with pytest.raises(UnreadableImageError):
                 to_training_jpeg(data, 256, 90)
             continue
-        form, mode, size, *exif = row["opens_as"].split()
+        _form, _mode, size, *exif = row["opens_as"].split()
         packed = Image.open(io.BytesIO(to_training_jpeg(data, 256, 90)))
         width, height = map(int, size.split("x"))
         if exif and exif[0] in ("exif5", "exif6", "exif7", "exif8"):

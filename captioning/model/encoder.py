@@ -72,7 +72,8 @@ def _stages_of(name: str) -> tuple[nn.ModuleDict, int]:
     backbone = torchvision.models.get_model(name, weights=None)
     if name == "mobilenet_v2":
         blocks = backbone.features
-        return nn.ModuleDict({stage: blocks[a:b] for stage, (a, b) in _MOBILENET_STAGES.items()}), backbone.last_channel
+        stages = {stage: nn.Sequential(*blocks[a:b]) for stage, (a, b) in _MOBILENET_STAGES.items()}
+        return nn.ModuleDict(stages), backbone.last_channel
     stem = nn.Sequential(backbone.conv1, backbone.bn1, backbone.relu, backbone.maxpool)
     later = {stage: getattr(backbone, stage) for stage in STAGES[1:]}
     return nn.ModuleDict({"layer1": nn.Sequential(stem, backbone.layer1), **later}), backbone.fc.in_features
@@ -94,7 +95,7 @@ def load_pretrained(encoder: Encoder, config: EncoderConfig) -> None:
         counters = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}
         encoder.stages.load_state_dict({**counters, **renamed})
     except (RuntimeError, KeyError, AttributeError, TypeError) as error:
-        first_lines = "\n".join(str(error).splitlines()[:6])
+        first_lines = "\n".join(line[:160] for line in str(error).splitlines()[:4])
         raise InputError(
             f"encoder.weights={config.weights} does not fit encoder.name={config.name}:\n{first_lines}"
         ) from error

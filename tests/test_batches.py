@@ -1,0 +1,114 @@
+"""From positions to tensors: the same images and words for every world size, worker count and micro-batch size."""
+
+import shutil
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+
+from captioning.data import captions as encoded
+from captioning.data.batches import EvaluationBatches, TrainBatches, evaluation_loader, train_steps
+from captioning.data.captions import EncodedCaptions
+from captioning.data.transforms import Preprocessing
+from shards import index as shard_index
+from shards import storage
+from shards.order import step_range
+
+
+@pytest.fixture(scope="module")
+def batches(scene_shards, tmp_path_factory) -> TrainBatches:
+    index = shard_index.load(scene_shards / "train.json")
+    folder = tmp_path_factory.mktemp("encoded")
+    encoded.encode(index, folder, threshold=1)
+    return TrainBatches(index, EncodedCaptions(folder), Preprocessing(40, 32, True), 0, 8, 3, 5, rank=0, world_size=1)
+
+
+def global_steps(batches, world_size, workers=0, micro=3, first=0, last=11):
+    """Each global step's (key, image, captions) over all ranks, in order, and the number of micro-batches each ran."""
+    steps = [[] for _ in range(first, last)]
+    counts = []
+    for rank in range(world_size):
+        mine = replace(batches, rank=rank, world_size=world_size, micro_batch_size=micro)
+        for number, step in enumerate(train_steps(mine, first, last, workers, pin=False)):
+            counts.append(len(step))
+            for batch in step:
+                assert len(batch.keys) <= micro
+                for row, key in enumerate(batch.keys):
+                    words = batch.words[batch.owner == row].tolist()
+                    steps[number].append((key, batch.images[row], [[w for w in caption if w] for caption in words]))
+    per_step = [counts[number :: last - first] for number in range(last - first)]
+    return steps, per_step
+
+
+def assert_same(a, b):
+    for ours, theirs in zip(a, b, strict=True):
+        assert [(key, words) for key, _, words in ours] == [(key, words) for key, _, words in theirs]
+        assert all(torch.equal(x[1], y[1]) for x, y in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize(("world_size", "workers", "micro"), [(2, 0, 3), (3, 2, 1), (5, 0, 8), (8, 1, 2), (16, 0, 3)])
+def test_global_batches_do_not_depend_on_who_reads_them(batches, world_size, workers, micro):
+    whole, _ = global_steps(batches, 1)
+    parted, micro_batches = global_steps(batches, world_size, workers, micro)
+    assert_same(whole, parted)
+    assert all(len(set(counts)) == 1 for counts in micro_batches), "ranks must run as many micro-batches as each other"
+
+
+def test_each_image_once_an_epoch(batches):
+    steps, _ = global_steps(batches, 3, last=12)
+    per_epoch = [[], []]
+    for number, step in enumerate(steps):
+        per_epoch[step_range(number, 44, 8)[0]] += [key for key, _, _ in step]
+    keys = {text.key for text in batches.index.texts()}
+    assert [Counter(epoch) for epoch in per_epoch] == [Counter(keys), Counter(keys)]
+
+
+@pytest.mark.parametrize("first", [1, 5, 6, 10])
+def test_resuming_at_any_step_gives_what_remains(batches, first):
+    whole, _ = global_steps(batches, 2)
+    rest, _ = global_steps(batches, 2, first=first)
+    assert_same(whole[first:], rest)
+
+
+def test_crops_differ_between_epochs_and_not_between_runs(batches):
+    preprocessing = Preprocessing(64, 32, True)
+    data = batches.index.shards[0].path.read_bytes()
+    extent = shard_index.read_extents(batches.index.shards[0])[0]
+    jpeg = data[extent.offset : extent.offset + extent.image_size]
+    first, again, later = (preprocessing.for_training(jpeg, 0, epoch, 0) for epoch in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, later)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 32), (31, 77), (500, 37), (37, 500), (1, 1), (641, 480)])
+def test_every_size_of_image_gives_the_crop(size):
+    from PIL import Image
+
+    preprocessing = Preprocessing(40, 32, True)
+    for image in (preprocessing.for_evaluation(Image.new("RGB", size, (10, 20, 30))),):
+        assert image.shape == (3, 32, 32) and image.dtype == torch.uint8
+        assert image.flatten(1).tolist() == [[v] * 1024 for v in (10, 20, 30)]
+
+
+def test_a_broken_image_is_a_hole_and_shifts_nothing(batches, scene_shards, tmp_path):
+    """One sample's bytes are overwritten: its place is empty, every other image is where it was."""
+    whole, _ = global_steps(batches, 2)
+    shutil.copytree(scene_shards, tmp_path / "shards")
+    index = shard_index.load(tmp_path / "shards" / "train.json")
+    extent = shard_index.read_extents(index.shards[0])[7]
+    with index.shards[0].path.open("r+b") as file:
+        file.seek(extent.offset)
+        file.write(b"\0" * 200)
+    storage._descriptor.cache_clear()
+    holed, _ = global_steps(replace(batches, index=index), 2)
+    expected = [[sample for sample in step if sample[0] != extent.key] for step in whole]
+    assert_same(expected, holed)
+    assert sum(map(len, whole)) - sum(map(len, holed)) == 2, "11 steps are two epochs"
+
+
+def test_evaluation_reads_each_image_once_whatever_the_batch(scene_shards):
+    index = shard_index.load(scene_shards / "val.json")
+    dataset = EvaluationBatches(index, Preprocessing(32, 32, False))
+    for batch_size in (1, 3, 64):
+        loaded = list(evaluation_loader(dataset, 0, len(index), batch_size, workers=0))
+        assert [s for batch in loaded for s in batch.samples] == list(range(len(index)))

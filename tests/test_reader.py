@@ -1,0 +1,62 @@
+"""Reading by number: the sample, or a hole that keeps its place."""
+
+import shutil
+
+import pytest
+
+from shards import index as shard_index
+from shards import storage
+from shards.errors import InputError
+from shards.reader import Hole, read_sample
+
+
+@pytest.fixture
+def copy(scene_shards, tmp_path):
+    """A copy of the shards to damage; nothing of it was read before."""
+    shutil.copytree(scene_shards, tmp_path / "shards")
+    return tmp_path / "shards"
+
+
+def test_a_missing_or_cut_shard_is_told_before_anything_is_read(copy):
+    index = shard_index.load(copy / "train.json")
+    index.check_sizes()
+    tar = index.shards[0].path
+    tar.write_bytes(tar.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"train-000000\.tar has"):
+        index.check_sizes()
+    tar.unlink()
+    with pytest.raises(InputError, match="is missing"):
+        index.check_sizes()
+
+
+def test_what_cannot_be_read_is_a_hole_in_its_place(copy):
+    index = shard_index.load(copy / "train.json")
+    whole = [read_sample(index, number) for number in range(len(index))]
+    tar = index.shards[0].path
+    extents = shard_index.read_extents(index.shards[0])
+    tar.write_bytes(tar.read_bytes()[: extents[30].offset + 10])
+    storage._descriptor.cache_clear()
+    cut = [read_sample(index, number) for number in range(len(index))]
+    assert cut[:30] == whole[:30]
+    assert all(isinstance(sample, Hole) for sample in cut[30:])
+    assert cut[30].key == whole[30].key
+    assert cut[30].offset == extents[30].offset
+    assert tar.name in str(cut[30]) and "ends after" in str(cut[30])
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"__kind__": "other", "shardlist": []}', "[1]"])
+def test_what_is_no_index_is_refused(tmp_path, content):
+    path = tmp_path / "train.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match="not a shard index"):
+        shard_index.load(path)
+    with pytest.raises(InputError, match=r"launch\.pack"):
+        shard_index.load(tmp_path / "nowhere.json")
+
+
+def test_an_idx_of_another_tar_is_refused(copy):
+    index = shard_index.load(copy / "train.json")
+    idx = index.shards[0].path.with_suffix(".idx")
+    idx.write_text("\n".join(idx.read_text().splitlines()[:-1]))
+    with pytest.raises(InputError, match="Copy it again"):
+        read_sample(index, 0)

@@ -1,0 +1,276 @@
+"""Training as people run it: real processes, real signals, and parameters compared to the last bit."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from captioning import checkpoint
+from captioning import config as configuration
+from captioning.data import captions as encoded
+from captioning.data.batches import choose_captions
+from captioning.data.captions import EncodedCaptions
+from captioning.data.transforms import preprocessing_of
+from captioning.data.vocabulary import END, START
+from captioning.model.captioner import Captioner
+from shards import index as shard_index
+from shards.hashing import key_of
+from shards.order import EpochOrder, step_range
+from shards.reader import read_sample
+from tests.conftest import CPU_PROCESSES, ROOT, run_command, settings, train_command
+
+
+def trained(processes, overrides, config, **environment):
+    done = run_command(train_command(processes, overrides, config), **environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def parameters(run: Path, step: int) -> dict[str, torch.Tensor]:
+    return checkpoint.find(run, f"step-{step}", pytest.fail).model()
+
+
+def ledger(run: Path) -> list[tuple[int, int, str, int]]:
+    lines = [line for path in sorted((run / "ledger").glob("*.txt")) for line in path.read_text().splitlines()]
+    return [
+        (int(step), int(epoch), key, int(weight)) for step, epoch, key, weight in (line.split("\t") for line in lines)
+    ]
+
+
+def assert_each_image_of_each_epoch_once(run: Path, shards: Path, epochs: int):
+    keys = [text.key for text in shard_index.load(shards / "train.json").texts()]
+    delivered = Counter((epoch, key) for _, epoch, key, _ in ledger(run))
+    assert delivered == Counter((epoch, key) for epoch in range(epochs) for key in keys)
+
+
+def status(run: Path) -> list[str]:
+    return (run / "status").read_text().splitlines()
+
+
+def reference(overrides: list[str], config: Path, folder: Path, steps: int) -> dict[str, torch.Tensor]:
+    """The same training written plainly: one process, no Accelerate, no micro-batches, the loss caption by caption."""
+    c = configuration.load(config, overrides)
+    index = shard_index.load(c.data.train)
+    vocabulary = encoded.encode(index, folder, c.data.vocabulary_threshold)
+    captions, preprocessing = EncodedCaptions(folder), preprocessing_of(c)
+    torch.manual_seed(key_of("model", c.seed) >> 1)
+    model = Captioner(c, len(vocabulary)).train()
+    backbone = list(model.encoder.parameters())
+    rest = [*model.projection.parameters(), *model.decoder.parameters()]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": backbone, "lr": c.optim.encoder_learning_rate},
+            {"params": rest, "lr": c.optim.decoder_learning_rate},
+        ],
+        weight_decay=0.0,
+    )
+    for step in range(steps):
+        epoch, start, stop = step_range(step, len(index), c.train.global_batch_size)
+        order = EpochOrder(len(index), index.fingerprint, c.seed, epoch, c.train.global_batch_size)
+        total, tokens = torch.zeros(()), 0
+        for sample in order.samples(start, stop).tolist():
+            image = preprocessing.for_training(read_sample(index, sample).image_bytes, c.seed, epoch, sample)
+            feature = model.encode(image[None])
+            for caption in choose_captions(captions.of(sample), c.data.captions_per_image, epoch):
+                words = [int(word) for word in caption]
+                state, previous = model.decoder.start(feature), START
+                for word in [*words, END]:
+                    logits, state = model.decoder.step(state, torch.tensor([previous]))
+                    total = total - torch.log_softmax(logits, dim=-1)[0, word]
+                    previous, tokens = word, tokens + 1
+        optimizer.zero_grad()
+        (total / tokens).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), c.optim.clip_norm)
+        optimizer.step()
+    return model.state_dict()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(scene_shards, tmp_path_factory, empty_config) -> Path:
+    """Two epochs on two processes, nothing in their way."""
+    run = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    trained(2, settings(scene_shards, run, train__epochs=2), empty_config)
+    return run
+
+
+def test_each_image_of_an_epoch_is_delivered_once(uninterrupted, scene_shards):
+    assert_each_image_of_each_epoch_once(uninterrupted, scene_shards, epochs=2)
+    assert status(uninterrupted) == ["finished", "step 12 of 12"]
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_another_number_of_processes_ends_with_equal_parameters(
+    uninterrupted, scene_shards, tmp_path, empty_config, processes
+):
+    """44 images in steps of 8: three processes have uneven parts, and the last step has 4.
+    One process runs two micro-batches, and 3 micro-batches at a largest size of 3."""
+    micro = {1: 3, 3: 4}[processes]
+    run = tmp_path / "run"
+    trained(processes, settings(scene_shards, run, train__epochs=2, train__micro_batch_size=micro), empty_config)
+    assert_each_image_of_each_epoch_once(run, scene_shards, epochs=2)
+    ours, theirs = parameters(run, 12), parameters(uninterrupted, 12)
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=2e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_training_is_what_a_plain_loop_computes(uninterrupted, scene_shards, tmp_path, empty_config):
+    overrides = settings(scene_shards, tmp_path / "unused", train__epochs=2)
+    expected = reference(overrides, empty_config, tmp_path / "encoded", steps=12)
+    got = parameters(uninterrupted, 12)
+    started = reference(overrides, empty_config, tmp_path / "encoded", steps=0)
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, rtol=2e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+    assert not torch.allclose(started["decoder.classifier.weight"], expected["decoder.classifier.weight"], atol=1e-3)
+
+
+def killed_at(step: int, signal_number: int, command: list[str], run: Path, whole_group: bool) -> int:
+    """Start a run, send a signal once checkpoint ``step`` is there; returns the exit code."""
+    environment = {**os.environ, **CPU_PROCESSES}
+    process = subprocess.Popen(
+        command, env=environment, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while step not in checkpoint.steps(run):
+        assert process.poll() is None and time.monotonic() < deadline, "it ended before it could be stopped"
+        time.sleep(0.005)
+    if whole_group:
+        os.killpg(process.pid, signal_number)
+    else:
+        process.send_signal(signal_number)
+    return process.wait(timeout=60)
+
+
+def assert_same_bits(run: Path, other: Path, step: int):
+    ours, theirs = parameters(run, step), parameters(other, step)
+    assert ours.keys() == theirs.keys()
+    different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
+    assert not different
+
+
+def test_sigkill_and_the_same_command_end_bit_identical(uninterrupted, scene_shards, tmp_path, empty_config):
+    run = tmp_path / "run"
+    overrides = settings(scene_shards, run, train__epochs=2)
+    killed_at(4, signal.SIGKILL, train_command(2, overrides, empty_config), run, whole_group=True)
+    assert status(run)[0] == "running"
+    done = trained(2, overrides, empty_config)
+    assert "are done" in done.stderr and "of which 0 are done" not in done.stderr
+    assert_same_bits(run, uninterrupted, 12)
+    assert_each_image_of_each_epoch_once(run, scene_shards, epochs=2)
+
+
+def test_bit_identical_with_dropout_batch_statistics_and_three_processes(scene_shards, tmp_path, empty_config):
+    """What could depend on state that is not saved: dropout's generator, DDP's buckets, BatchNorm, loader workers."""
+    changes = {
+        "decoder__dropout": 0.3,
+        "encoder__freeze_batch_norm": "false",
+        "train__total_steps": 9,
+        "data__workers": 1,
+    }
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    trained(3, settings(scene_shards, whole, **changes), empty_config)
+    overrides = settings(scene_shards, run, **changes)
+    killed_at(4, signal.SIGKILL, train_command(3, overrides, empty_config), run, whole_group=True)
+    trained(3, overrides, empty_config)
+    assert_same_bits(run, whole, 9)
+
+
+def test_sigterm_saves_says_so_and_the_same_command_goes_on(uninterrupted, scene_shards, tmp_path, empty_config):
+    run = tmp_path / "run"
+    overrides = settings(scene_shards, run, train__epochs=2)
+    code = killed_at(4, signal.SIGTERM, train_command(2, overrides, empty_config), run, whole_group=False)
+    assert code != 0
+    assert status(run)[0] == "preempted" and status(run)[1].endswith("stopped by SIGTERM")
+    stopped_at = int(status(run)[1].split(" ")[1])
+    assert stopped_at in checkpoint.steps(run) and stopped_at < 12
+    trained(2, overrides, empty_config)
+    assert status(run)[0] == "finished"
+    assert_same_bits(run, uninterrupted, 12)
+    assert_each_image_of_each_epoch_once(run, scene_shards, epochs=2)
+
+
+def test_one_process_stops_with_a_status_scripts_can_use(scene_shards, tmp_path, empty_config):
+    run = tmp_path / "run"
+    command = train_command(1, settings(scene_shards, run, train__epochs=50), empty_config)
+    assert killed_at(4, signal.SIGUSR1, command, run, whole_group=False) == 75
+    assert status(run)[1].endswith("stopped by SIGUSR1")
+
+
+def test_a_finished_run_started_again_has_nothing_to_do(uninterrupted, scene_shards, empty_config):
+    before = parameters(uninterrupted, 12)
+    trained(1, settings(scene_shards, uninterrupted, train__epochs=2), empty_config)
+    assert all(torch.equal(value, before[name]) for name, value in parameters(uninterrupted, 12).items())
+    assert_each_image_of_each_epoch_once(uninterrupted, scene_shards, epochs=2)
+
+
+def test_validation_scores_the_best_checkpoint_and_the_events(scene_shards, tmp_path, empty_config):
+    """Scores, captions in COCO results form and TensorBoard events; two processes score as one does."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = tmp_path / "run"
+    overrides = settings(
+        scene_shards, run, train__epochs=1, data__val=scene_shards / "val.json", evaluate__every_steps=3
+    )
+    trained(2, overrides, empty_config)
+    scores = [json.loads(line) for line in (run / "scores.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in scores] == [3, 6]
+    state = checkpoint.find(run, "latest", pytest.fail).state
+    assert state.best_score == max(entry["CIDEr-D"] for entry in scores)
+    results = json.loads((run / "captions-val-step-6.json").read_text())
+    assert sorted(entry["image_id"] for entry in results) == list(range(10))
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
+    assert [event.step for event in events.Scalars("val/CIDEr-D")] == [3, 6]
+    evaluated = {}
+    for processes in (1, 2):
+        path = tmp_path / f"scores-{processes}.json"
+        command = train_command(processes, ["--checkpoint", "latest", "--json", str(path)], run)
+        command = [str(ROOT / "launch" / "evaluate.py") if part.endswith("train.py") else part for part in command]
+        done = run_command(command)
+        assert done.returncode == 0, done.stderr[-2000:]
+        evaluated[processes] = json.loads(path.read_text())["scores"]
+    assert evaluated[1] == evaluated[2] == {k: v for k, v in scores[-1].items() if k in evaluated[1]}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_reduced_precision_trains_and_resumes(scene_shards, tmp_path, empty_config, precision):
+    run = tmp_path / "run"
+    for steps in (3, 6):
+        overrides = settings(
+            scene_shards, run, train__total_steps=steps, precision=precision, checkpoint__every_steps=3
+        )
+        trained(1, overrides, empty_config)
+    assert parameters(run, 6)["decoder.classifier.weight"].dtype == torch.float32
+    assert all(torch.isfinite(value).all() for value in parameters(run, 6).values())
+
+
+def test_holes_are_counted_and_above_the_budget_stop_the_run(scene_shards, tmp_path, empty_config):
+    import shutil
+
+    shutil.copytree(scene_shards, tmp_path / "shards")
+    index = shard_index.load(tmp_path / "shards" / "train.json")
+    extent = shard_index.read_extents(index.shards[0])[7]
+    with index.shards[0].path.open("r+b") as file:
+        file.seek(extent.offset)
+        file.write(b"\0" * 200)
+    run = tmp_path / "run"
+    overrides = settings(tmp_path / "shards", run, train__epochs=1)
+    stopped = run_command(train_command(1, overrides, empty_config))
+    assert stopped.returncode == 2
+    assert (
+        extent.key in stopped.stderr
+        and "train-000000.tar at byte" in stopped.stderr
+        and "hole_budget" in stopped.stderr
+    )
+    assert status(run)[0] == "failed"
+    trained(2, [*overrides, "data.hole_budget=0.1"], empty_config)
+    assert [entry for entry in ledger(run) if entry[3] == 0] == [
+        entry for entry in ledger(run) if entry[2] == extent.key
+    ], "the hole is in its place with weight 0"
+    assert len([entry for entry in ledger(run) if entry[3] == 0]) == 1
+    assert_each_image_of_each_epoch_once(run, tmp_path / "shards", epochs=1)

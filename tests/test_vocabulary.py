@@ -1,0 +1,79 @@
+"""Words, ids, and captions tokenized once."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from captioning.data import captions as encoded
+from captioning.data import vocabulary as vocab
+from captioning.data.batches import choose_captions
+from captioning.data.captions import EncodedCaptions
+from captioning.data.vocabulary import END, UNK, Vocabulary, tokenize
+from shards import index as shard_index
+from shards.errors import InputError
+
+
+def test_the_threshold_decides_and_frequency_orders():
+    vocabulary = vocab.build(Counter({"cat": 3, "dog": 5, "rare": 1, "also": 3}), threshold=3)
+    assert vocabulary.words == ("<pad>", "<start>", "<end>", "<unk>", "dog", "also", "cat")
+
+
+def test_captions_go_to_ids_and_back_as_a_person_would_write_them():
+    caption = "A man's dog, wet and happy, can't stop running."
+    vocabulary = vocab.build(Counter(tokenize(caption)), threshold=1)
+    ids = vocabulary.encode(caption, max_words=50)
+    assert ids[-1] == END and UNK not in ids
+    assert vocabulary.decode(ids) == caption
+    assert vocabulary.decode([*ids, 4, 5]) == caption, "nothing after <end> is text"
+
+
+def test_unknown_words_and_long_captions():
+    vocabulary = vocab.build(Counter({"a": 9, "cat": 9}), threshold=1)
+    assert vocabulary.encode("A zebra cat a cat", max_words=3) == [vocabulary.ids["a"], UNK, vocabulary.ids["cat"], END]
+
+
+def test_json_keeps_every_word():
+    vocabulary = Vocabulary((*vocab.SPECIAL, "naïve", '"', "a b"))
+    assert vocab.from_json(vocabulary.to_json(), "x") == vocabulary
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"words": ["a"]}', '{"words": ["<pad>", "<start>", "<end>", "<unk>", 5]}'])
+def test_what_is_no_vocabulary_is_refused(text):
+    with pytest.raises(InputError, match=r"words\.json is not a vocabulary"):
+        vocab.from_json(text, "words.json")
+
+
+def test_encoded_captions_are_the_captions(scene_shards, tmp_path):
+    index = shard_index.load(scene_shards / "train.json")
+    vocabulary = encoded.encode(index, tmp_path / "encoded", threshold=1)
+    captions = EncodedCaptions(tmp_path / "encoded")
+    texts = index.texts()
+    assert len(captions) == len(index)
+    for number, text in enumerate(texts):
+        ids = [[*caption.tolist(), END] for caption in captions.of(number)]
+        assert ids == [vocabulary.encode(caption, 99) for caption in text.captions]
+
+
+def test_the_vocabulary_comes_from_the_training_split_alone(scene_shards, tmp_path):
+    """A word of the validation split that training lacks is <unk>: counting it would leak."""
+    train, val = (shard_index.load(scene_shards / f"{split}.json") for split in ("train", "val"))
+    vocabulary = encoded.encode(train, tmp_path / "train", threshold=1)
+    assert encoded.encode(val, tmp_path / "val", threshold=1, vocabulary=vocabulary) is vocabulary
+    words = {word for text in train.texts() for caption in text.captions for word in tokenize(caption)}
+    assert set(vocabulary.words[4:]) == words
+
+
+def test_nothing_is_tokenized_twice(scene_shards, tmp_path, monkeypatch):
+    index = shard_index.load(scene_shards / "train.json")
+    vocabulary = encoded.encode(index, tmp_path / "encoded", threshold=1)
+    monkeypatch.setattr(vocab, "tokenize", lambda caption: pytest.fail("tokenized again"))
+    assert encoded.encode(index, tmp_path / "encoded", 1, vocabulary) is vocabulary
+
+
+def test_captions_rotate_over_the_epochs():
+    captions = [np.array([number]) for number in range(7)]
+    chosen = [[int(c[0]) for c in choose_captions(captions, 5, epoch)] for epoch in range(7)]
+    assert chosen[0] == [0, 1, 2, 3, 4] and chosen[1] == [5, 6, 0, 1, 2]
+    assert Counter(number for epoch in chosen for number in epoch) == dict.fromkeys(range(7), 5)
+    assert len(choose_captions(captions[:3], 5, 4)) == 3
