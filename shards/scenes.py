@@ -108,7 +108,7 @@ def scene(seed: int, split: str, number: int) -> Scene:
     """The ``number``-th scene of ``split``: the same arguments give the same scene, for ever."""
     rng = random.Random(f"{seed}/{split}/{number}")
     background = rng.choice(sorted(BACKGROUNDS))
-    if rng.random() < 0.5:
+    if rng.random() < 2 / 3:
         radius = rng.choice((rng.uniform(0.19, 0.23), rng.uniform(0.34, 0.40)))
         spots = [(rng.uniform(radius, 1 - radius), rng.uniform(radius, 1 - radius), radius)]
     else:

@@ -25,6 +25,27 @@ class LstmDecoder(nn.Module):
         )
         self.classifier = nn.Linear(config.hidden_size, vocabulary_size)
         self.dropout = nn.Dropout(config.dropout)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Scales that let the image through from the first step on.
+
+        With torch's defaults an LSTM fed unit-variance inputs answers with outputs of about 0.07, the classifier with
+        logits of about 0.04: so little of the image reaches the loss that, trained from nothing, an encoder learned
+        colours and hardly any shape in 400 steps where a linear classifier on the same feature learned both.
+        """
+        for name, parameter in self.lstm.named_parameters():
+            if name.startswith("weight_ih"):
+                nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)  # unit-variance gates for such inputs
+            elif name.startswith("weight_hh"):
+                for gate in parameter.data.chunk(4):
+                    nn.init.orthogonal_(gate)
+            else:
+                nn.init.zeros_(parameter)
+                if name.startswith("bias_ih"):  # remember at first: Jozefowicz et al., ICML 2015
+                    nn.init.ones_(parameter.data.chunk(4)[1])
+        nn.init.normal_(self.classifier.weight, std=2.0 * self.classifier.in_features**-0.5)
+        nn.init.zeros_(self.classifier.bias)
 
     def forward(self, features: Tensor, words: Tensor, lengths: Tensor) -> Tensor:
         """Teacher forcing: features [N, E], words [N, T], lengths [N] -> logits [sum(lengths), V].

@@ -121,7 +121,7 @@ def _compare_with_folder(config: Config, run: Path) -> list[str]:
     if not run.exists() or not any(run.iterdir()):
         return []
     if not (run / "config.yaml").is_file():
-        raise InputError(f"run={run} is a folder with other things in it (no config.yaml). Choose another run=FOLDER.")
+        raise InputError(f"run={run} is a folder of other things (no config.yaml). Choose another run=FOLDER.")
     if not config.resume:
         raise InputError(
             f"run={run} holds a run already. Set resume=true to continue it, or choose another run=FOLDER."

@@ -1,0 +1,33 @@
+# make demo      everything from nothing: set up, pack, train on two processes, interrupt, resume, evaluate, caption
+# make test      set up and run all tests
+# make install   only the set-up: a virtual environment in .venv with pinned versions
+# make check     ruff and mypy
+# make clean     remove what make made (.venv, runs/demo, caches)
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test install check clean
+
+demo: install
+	$(BIN)/python -m launch.demo
+
+test: install check
+	$(BIN)/python -m pytest
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12" if sys.version_info < (3, 10) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv runs/demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
