@@ -15,7 +15,7 @@ from shards.errors import InputError, listed
 @dataclass(frozen=True)
 class DataConfig:
     train: str = ""  # the training split's NAME.json, written by launch.pack
-    val: str = ""  # the validation split's NAME.json
+    val: str | None = None  # the validation split's NAME.json; null: train without validating
     captions_per_image: int = 5  # an image is encoded once for this many captions; more rotate over the epochs
     vocabulary_threshold: int = 4  # a word must occur this often in the training captions, else it is <unk>
     max_words: int = 20  # longest caption, <end> not counted: cut in training, the limit in search

@@ -1,10 +1,15 @@
 """This process among its peers: plain numbers and objects exchanged on the CPU, whatever the gradients travel over."""
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+
+from shards.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,27 @@ class Ranks:
         self.sums([0.0])
 
 
-def joined() -> Ranks:
-    """The ranks of the process group that is up (accelerate starts it); rank 0 of 1 when there is none."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return Ranks(0, 1)
-    return Ranks(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo"))
+def join(precision: str | None = None, expected: int | None = None) -> tuple[Accelerator, Ranks]:
+    """Join the processes that `accelerate launch` (or torchrun, or srun) started; alone, be rank 0 of 1.
+
+    Raises:
+        InputError: when ``expected`` processes did not start, or Accelerate does not see those that did.
+    """
+    # Without a GPU, Accelerate 1.15 joins CPU processes only when told to: otherwise each believes it is alone,
+    # and W copies of the model drift apart without a word.
+    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+    accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available(), kwargs_handlers=[ddp])
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != started:
+        raise InputError(
+            f"{started} processes were started, and Accelerate sees {accelerator.num_processes}: each would train a model "
+            "of its own.\nOn CPUs set ACCELERATE_USE_CPU=true before `accelerate launch`."
+        )
+    if expected is not None and started != expected:
+        raise InputError(
+            f"train.world_size={expected}, but {started} process(es) started.\n"
+            "`accelerate launch --cpu` always starts one: use --config_file launch/accelerate/cpu2.yaml instead."
+        )
+    if started == 1:
+        return accelerator, Ranks(0, 1)
+    return accelerator, Ranks(dist.get_rank(), started, dist.new_group(backend="gloo"))

@@ -28,5 +28,5 @@ def caption_sheet(
     figure.suptitle(title, fontsize=13)
     figure.tight_layout(h_pad=3.0)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=100, bbox_inches="tight")
     pyplot.close(figure)

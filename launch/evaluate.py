@@ -4,13 +4,12 @@ import argparse
 import json
 from pathlib import Path
 
-from accelerate import Accelerator
 from rich.console import Console
 from rich.table import Table
 
 from captioning.predict import Predictor
 from captioning.progress import bar
-from captioning.ranks import joined
+from captioning.ranks import join
 from captioning.scoring.evaluate import caption_split, score_captions
 from captioning.scoring.metrics import TOKENIZER
 from captioning.training.setup import loader_workers
@@ -22,8 +21,7 @@ from shards.index import write_atomically
 
 def main() -> None:
     arguments = _arguments()
-    accelerator = Accelerator()
-    ranks = joined()
+    accelerator, ranks = join()
     predictor = Predictor.from_checkpoint(arguments.run, arguments.checkpoint, str(accelerator.device))
     config = predictor.config
     splits = {"train": config.data.train, "val": config.data.val}

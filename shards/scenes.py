@@ -45,7 +45,8 @@ class Thing:
 
     @property
     def name(self) -> str:
-        return f"{self.colour} {self.shape}"
+        """With its article: "a red heart", "an orange moon"."""
+        return f"{'an' if self.colour[0] in 'aeiou' else 'a'} {self.colour} {self.shape}"
 
 
 @dataclass(frozen=True)
@@ -132,22 +133,26 @@ def captions(drawn: Scene) -> list[str]:
         size = "large" if first.radius > 0.28 else "small"
         height = "top" if first.y < 0.4 else "bottom" if first.y > 0.6 else "middle"
         return [
-            f"A {size} {first.name} {on}.",
-            f"A {first.name} at the {height} of the picture.",
-            f"The picture shows a {size} {first.name}.",
-            f"There is a {first.name} {on}.",
-            f"A {size} {first.name} at the {height}.",
+            f"A {size} {first.colour} {first.shape} {on}.",
+            f"{_capital(first.name)} at the {height} of the picture.",
+            f"The picture shows a {size} {first.colour} {first.shape}.",
+            f"There is {first.name} {on}.",
+            f"A {size} {first.colour} {first.shape} at the {height}.",
         ]
     second = drawn.things[1]
     sideways = abs(first.x - second.x) > abs(first.y - second.y)
     there, back = ("to the left of", "to the right of") if sideways else ("above", "below")
     return [
-        f"A {first.name} {there} a {second.name}.",
-        f"A {second.name} {back} a {first.name}.",
-        f"There is a {first.name} {there} a {second.name}.",
-        f"A {first.name} {there} a {second.name} {on}.",
-        f"The picture shows a {first.name} {there} a {second.name}.",
+        f"{_capital(first.name)} {there} {second.name}.",
+        f"{_capital(second.name)} {back} {first.name}.",
+        f"There is {first.name} {there} {second.name}.",
+        f"{_capital(first.name)} {there} {second.name} {on}.",
+        f"The picture shows {first.name} {there} {second.name}.",
     ]
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def things_named(caption: str) -> frozenset[tuple[str, str]]:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from shards import scenes, sources
 from shards.index import Index
@@ -14,7 +15,7 @@ from shards.pack import Settings, pack
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data"  # real images, where the developers and CI have them
-CPU_PROCESSES = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+CPU_PROCESSES = {"OMP_NUM_THREADS": "1", **({"ACCELERATE_USE_CPU": "true"} if torch.cuda.is_available() else {})}
 
 # The smallest run that has everything: a real ResNet-18 on 32-pixel scenes, an LSTM of 16, BatchNorm held still so
 # that the cut of a batch cannot matter, no dropout.

@@ -11,13 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
 
 from captioning import checkpoint
 from captioning.config import Config, save_text
 from captioning.data.batches import CaptionBatch, train_steps
 from captioning.progress import bar
-from captioning.ranks import Ranks, joined
+from captioning.ranks import Ranks, join
 from captioning.scoring.evaluate import caption_split, score_captions
 from captioning.training.ledger import Ledger, cut_ledgers
 from captioning.training.monitor import Clock, Monitor, perplexity, start_up_table
@@ -40,8 +39,7 @@ def train(config: Config) -> str:
         InputError: for anything the user can mend: data, settings, a run folder of another experiment.
     """
     stop = StopSignals()
-    accelerator = _accelerator(config)
-    ranks = joined()
+    accelerator, ranks = join(config.precision, config.train.world_size)
     found = _prepared(config, ranks)
     try:
         trainer = Trainer(config, found, accelerator, ranks, stop)
@@ -56,18 +54,6 @@ def train(config: Config) -> str:
     ranks.barrier()
     accelerator.end_training()
     return status
-
-
-def _accelerator(config: Config) -> Accelerator:
-    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
-    accelerator = Accelerator(mixed_precision=config.precision, kwargs_handlers=[ddp])
-    wanted = config.train.world_size
-    if wanted is not None and accelerator.num_processes != wanted:
-        raise InputError(
-            f"train.world_size={wanted}, but {accelerator.num_processes} process(es) started.\n"
-            "`accelerate launch --cpu` always starts one: use --config_file launch/accelerate/cpu2.yaml instead."
-        )
-    return accelerator
 
 
 def _prepared(config: Config, ranks: Ranks) -> Experiment:
