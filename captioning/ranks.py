@@ -65,8 +65,8 @@ def join(precision: str | None = None, expected: int | None = None) -> tuple[Acc
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != started:
         raise InputError(
-            f"{started} processes were started, and Accelerate sees {accelerator.num_processes}: each would train a model "
-            "of its own.\nOn CPUs set ACCELERATE_USE_CPU=true before `accelerate launch`."
+            f"{started} processes were started, and Accelerate sees {accelerator.num_processes}: each would train "
+            "a model of its own.\nOn CPUs set ACCELERATE_USE_CPU=true before `accelerate launch`."
         )
     if expected is not None and started != expected:
         raise InputError(

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -17,98 +18,84 @@ from shards import index as shard_index
 from shards import scenes
 
 FOLDER = Path("runs/demo")
-RUN = FOLDER / "run"
-CONFIG = "configs/demo.yaml"
-TRAIN = ["accelerate", "launch", "--config_file", "launch/accelerate/cpu2.yaml", "launch/train.py", CONFIG]
-INTERRUPT_AT = 400  # optimizer steps; about half
-RIGHT_SHARE, TIMES_WRONG_IMAGES = 0.8, 3.0  # what the demo promises; it fails below
+RUN, SHARDS, SCORES = FOLDER / "run", FOLDER / "shards", FOLDER / "scores.json"
+PACK = ["python", "-m", "launch.pack", "scenes", "--count", "6000", "--out", f"{SHARDS}"]
+TRAIN = ["accelerate", "launch", "--config_file", "launch/accelerate/cpu2.yaml", "launch/train.py", "configs/demo.yaml"]
+EVALUATE = ["python", "-m", "launch.evaluate", f"{RUN}", "--json", f"{SCORES}"]
+CAPTION = ["python", "-m", "launch.caption", f"{RUN}", f"{FOLDER}/unseen"]
+INTERRUPT_AT = 500  # optimizer steps; about half
+RIGHT_SHARE, TIMES_WRONG_IMAGES = 0.8, 3.0  # what the demo promises: it fails below
 
 
 def main() -> int:
     argparse.ArgumentParser(prog="python -m launch.demo", description=__doc__).parse_args()
     started = time.monotonic()
     shutil.rmtree(FOLDER, ignore_errors=True)
-    _do("Pack drawn scenes", *_python("launch.pack", "scenes", "--count", "4000", "--out", str(FOLDER / "shards")))
+    _do("Pack drawn scenes", PACK)
     _train_and_interrupt()
-    _do("The same command again: it continues", *_train())
-    scores_file = FOLDER / "scores.json"
-    _do("Evaluate on unseen scenes", *_python("launch.evaluate", str(RUN), "--json", str(scores_file)))
-    unseen = _draw_unseen(12)
-    files = [str(path) for path in unseen[:5]]
-    _do("Caption image files", *_python("launch.caption", str(RUN), *files))
-    picture = _picture(unseen)
-    scores = json.loads(scores_file.read_text())["scores"]
+    _do("The same command again: it continues", TRAIN)
+    _do("Evaluate on scenes it has not seen", EVALUATE)
+    _draw_unseen(count=12)
+    _do("Caption image files", CAPTION)
     right, total = _right_captions()
-    looked, blind = scores["CIDEr-D"], scores["CIDEr-D, wrong images"]
-    print(f"\nright colour and shape of everything: {right} of {total} unseen scenes ({right / total:.1%})")
-    print(f"CIDEr-D {looked:.3f}, and {blind:.3f} for the same captions beside the wrong images")
-    print(f"pictures with their captions: {picture}   curves: tensorboard --logdir {RUN}/tensorboard")
+    scores = json.loads(SCORES.read_text())["scores"]
+    looking, blind = scores["CIDEr-D"], scores["CIDEr-D, wrong images"]
+    print(f"\nright colour and shape of everything in it: {right} of {total} unseen scenes ({right / total:.1%})")
+    print(f"CIDEr-D {looking:.2f}; the same captions beside the wrong images {blind:.2f} ({looking / blind:.1f} times)")
+    print(f"pictures with captions: {FOLDER}/captions.png    curves: tensorboard --logdir {RUN}/tensorboard")
     print(f"all of it in {(time.monotonic() - started) / 60:.1f} minutes")
-    return 0 if right >= RIGHT_SHARE * total and looked >= TIMES_WRONG_IMAGES * blind else 1
+    return 0 if right >= RIGHT_SHARE * total and looking >= TIMES_WRONG_IMAGES * blind else 1
 
 
-def _python(module: str, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", module, *arguments]
+def _start(what: str, command: list[str], **options) -> subprocess.Popen:
+    """Say what is run, as a person would type it, and run it with this very Python and its neighbours."""
+    print(f"\n== {what}\n$ {' '.join(command)}", flush=True)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    return subprocess.Popen(command, env={**os.environ, "PATH": path}, text=True, **options)
 
 
-def _train() -> list[str]:
-    return [str(Path(sys.executable).with_name(TRAIN[0])), *TRAIN[1:]]
-
-
-def _do(what: str, *command: str) -> None:
-    _say(what, command)
-    subprocess.run(command, check=True)
-
-
-def _say(what: str, command: tuple[str, ...] | list[str]) -> None:
-    shown = " ".join(["python" if part == sys.executable else part.rsplit("/bin/", 1)[-1] for part in command])
-    print(f"\n== {what}\n$ {shown}", flush=True)
+def _do(what: str, command: list[str]) -> None:
+    if code := _start(what, command).wait():
+        sys.exit(f"demo: that command failed with status {code}")
 
 
 def _train_and_interrupt() -> None:
-    """Start training; once checkpoint INTERRUPT_AT is there, ask it to stop as a cluster would: with SIGTERM."""
-    _say(f"Train on two processes, and interrupt at step {INTERRUPT_AT}", _train())
-    process = subprocess.Popen(_train(), stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "Traceback" in line:  # the launcher's own, about the signal it was sent
+    """Train, and once checkpoint INTERRUPT_AT is there ask for a stop as a cluster does, with SIGTERM."""
+    training = _start(
+        f"Train on two processes, to be interrupted at step {INTERRUPT_AT}", TRAIN, stderr=subprocess.PIPE
+    )
+    asked = False
+    for line in training.stderr or ():
+        if asked and "Traceback" in line:  # the launcher's own, about the signal it was sent
             break
         print(line, end="", file=sys.stderr, flush=True)
-        if process.poll() is None and INTERRUPT_AT in checkpoint.steps(RUN):
-            process.send_signal(signal.SIGTERM)
-    process.stderr.read()
-    process.wait()
+        if not asked and INTERRUPT_AT in checkpoint.steps(RUN):
+            training.send_signal(signal.SIGTERM)
+            asked = True
+    training.communicate()
+    if not asked:
+        sys.exit(f"demo: training ended with status {training.returncode} before it could be interrupted")
     print(f"interrupted; {RUN}/status says: {', '.join((RUN / 'status').read_text().splitlines())}", flush=True)
 
 
-def _draw_unseen(count: int) -> list[Path]:
-    """New scenes, of a split that was neither trained nor evaluated on, as image files."""
-    folder = FOLDER / "unseen"
-    images, _ = scenes.write(folder, "unseen", count, seed=0)
-    return sorted(images.iterdir())
-
-
-def _picture(files: list[Path]) -> Path:
-    drawn = [scenes.scene(0, "unseen", number) for number in range(len(files))]
-    captions = Predictor.from_checkpoint(RUN).caption(files)
-    right = [
-        scenes.things_named(caption) == scenes.things_named(scenes.captions(scene)[0])
-        for caption, scene in zip(captions, drawn, strict=True)
-    ]
-    path = FOLDER / "captions.png"
-    caption_sheet(
-        [scenes.draw(scene) for scene in drawn], captions, right, path, "Unseen scenes, captions by the model"
-    )
-    return path
+def _draw_unseen(count: int) -> None:
+    """Scenes that were neither trained nor evaluated on, as image files and, captioned, on one sheet."""
+    drawn = [scenes.scene(0, "unseen", number) for number in range(count)]
+    pictures = [scenes.draw(scene) for scene in drawn]
+    (FOLDER / "unseen").mkdir()
+    for number, picture in enumerate(pictures):
+        picture.save(FOLDER / "unseen" / f"{number:02d}.png")
+    captions = Predictor.from_checkpoint(RUN).caption(pictures)
+    right = [scenes.is_right(caption, scene) for caption, scene in zip(captions, drawn, strict=True)]
+    caption_sheet(pictures, captions, right, FOLDER / "captions.png", "Scenes the model has not seen, and what it says")
 
 
 def _right_captions() -> tuple[int, int]:
-    """How many validation captions name exactly the coloured shapes in their scene."""
-    index = shard_index.load(FOLDER / "shards" / "val.json")
-    step = Predictor.from_checkpoint(RUN).step
-    results = json.loads((RUN / f"captions-{index.name}-step-{step}.json").read_text())
-    truth = {text.image_id: scenes.things_named(text.captions[0]) for text in index.texts()}
-    return sum(scenes.things_named(result["caption"]) == truth[result["image_id"]] for result in results), len(results)
+    """How many validation captions name exactly the coloured shapes in their scene, and how many there are."""
+    val = shard_index.load(SHARDS / "val.json")
+    results = json.loads((RUN / f"captions-val-step-{json.loads(SCORES.read_text())['step']}.json").read_text())
+    truth = {text.image_id: scenes.things_named(text.captions[0]) for text in val.texts()}
+    return sum(scenes.things_named(r["caption"]) == truth[r["image_id"]] for r in results), len(results)
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def scene(seed: int, split: str, number: int) -> Scene:
     """The ``number``-th scene of ``split``: the same arguments give the same scene, for ever."""
     rng = random.Random(f"{seed}/{split}/{number}")
     background = rng.choice(sorted(BACKGROUNDS))
-    if rng.random() < 2 / 3:
+    if rng.random() < 0.75:
         radius = rng.choice((rng.uniform(0.19, 0.23), rng.uniform(0.34, 0.40)))
         spots = [(rng.uniform(radius, 1 - radius), rng.uniform(radius, 1 - radius), radius)]
     else:
@@ -159,6 +159,11 @@ def things_named(caption: str) -> frozenset[tuple[str, str]]:
     """The (colour, shape) pairs a caption names: what makes a caption of a scene right or wrong."""
     words = caption.lower().replace(".", " ").split()
     return frozenset((a, b) for a, b in pairwise(words) if a in COLOURS and b in SHAPES)
+
+
+def is_right(caption: str, drawn: Scene) -> bool:
+    """Whether a caption names every thing of a scene with its colour, and nothing else."""
+    return things_named(caption) == {(thing.colour, thing.shape) for thing in drawn.things}
 
 
 def draw(drawn: Scene) -> Image.Image:
