@@ -109,14 +109,14 @@ def scene(seed: int, split: str, number: int) -> Scene:
     """The ``number``-th scene of ``split``: the same arguments give the same scene, for ever."""
     rng = random.Random(f"{seed}/{split}/{number}")
     background = rng.choice(sorted(BACKGROUNDS))
-    if rng.random() < 0.75:
-        radius = rng.choice((rng.uniform(0.19, 0.23), rng.uniform(0.34, 0.40)))
+    if rng.random() < 0.8:
+        radius = rng.choice((rng.uniform(0.24, 0.28), rng.uniform(0.37, 0.43)))
         spots = [(rng.uniform(radius, 1 - radius), rng.uniform(radius, 1 - radius), radius)]
     else:
         # Two things are drawn in opposite halves, so that "above" and "to the left of" are never in doubt.
         sides = ((0.26, rng.uniform(0.3, 0.7)), (0.74, rng.uniform(0.3, 0.7)))
         upright = rng.random() < 0.5
-        spots = [(*(pos[::-1] if upright else pos), rng.uniform(0.20, 0.24)) for pos in sides]
+        spots = [(*(pos[::-1] if upright else pos), rng.uniform(0.22, 0.25)) for pos in sides]
     names = rng.sample([(c, s) for c in sorted(COLOURS) for s in sorted(SHAPES)], len(spots))
     things = tuple(
         Thing(colour, shape, x, y, radius, rng.uniform(-0.25, 0.25))
@@ -130,7 +130,7 @@ def captions(drawn: Scene) -> list[str]:
     on = f"on a {drawn.background} background"
     first = drawn.things[0]
     if len(drawn.things) == 1:
-        size = "large" if first.radius > 0.28 else "small"
+        size = "large" if first.radius > 0.32 else "small"
         height = "top" if first.y < 0.4 else "bottom" if first.y > 0.6 else "middle"
         return [
             f"A {size} {first.colour} {first.shape} {on}.",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from shards import index as shard_index
 from shards import scenes, sources
 from shards.index import Index
 from shards.pack import Settings, pack
@@ -91,6 +93,17 @@ def run_command(command: list[str], timeout: float = 240, **environment: str) ->
 
 def module(name: str, *arguments: object) -> list[str]:
     return [sys.executable, "-m", name, *map(str, arguments)]
+
+
+def with_one_broken_image(shards: Path, copy: Path) -> tuple[Index, shard_index.Extent]:
+    """A copy of the shards in which one training image's first bytes are zeros; the training split, and which one."""
+    shutil.copytree(shards, copy)
+    index = shard_index.load(copy / "train.json")
+    extent = shard_index.read_extents(index.shards[0])[7]
+    with index.shards[0].path.open("r+b") as file:
+        file.seek(extent.offset)
+        file.write(b"\0" * 200)
+    return index, extent
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """From positions to tensors: the same images and words for every world size, worker count and micro-batch size."""
 
-import shutil
 from collections import Counter
 from dataclasses import replace
 
@@ -14,6 +13,7 @@ from captioning.data.transforms import Preprocessing
 from shards import index as shard_index
 from shards import storage
 from shards.order import step_range
+from tests.conftest import with_one_broken_image
 
 
 @pytest.fixture(scope="module")
@@ -93,12 +93,7 @@ def test_every_size_of_image_gives_the_crop(size):
 def test_a_broken_image_is_a_hole_and_shifts_nothing(batches, scene_shards, tmp_path):
     """One sample's bytes are overwritten: its place is empty, every other image is where it was."""
     whole, _ = global_steps(batches, 2)
-    shutil.copytree(scene_shards, tmp_path / "shards")
-    index = shard_index.load(tmp_path / "shards" / "train.json")
-    extent = shard_index.read_extents(index.shards[0])[7]
-    with index.shards[0].path.open("r+b") as file:
-        file.seek(extent.offset)
-        file.write(b"\0" * 200)
+    index, extent = with_one_broken_image(scene_shards, tmp_path / "shards")
     storage._descriptor.cache_clear()
     holed, _ = global_steps(replace(batches, index=index), 2)
     expected = [[sample for sample in step if sample[0] != extent.key] for step in whole]

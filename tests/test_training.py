@@ -23,7 +23,7 @@ from shards import index as shard_index
 from shards.hashing import key_of
 from shards.order import EpochOrder, step_range
 from shards.reader import read_sample
-from tests.conftest import CPU_PROCESSES, ROOT, run_command, settings, train_command
+from tests.conftest import CPU_PROCESSES, ROOT, run_command, settings, train_command, with_one_broken_image
 
 
 def trained(processes, overrides, config, **environment):
@@ -250,14 +250,7 @@ def test_reduced_precision_trains_and_resumes(scene_shards, tmp_path, empty_conf
 
 
 def test_holes_are_counted_and_above_the_budget_stop_the_run(scene_shards, tmp_path, empty_config):
-    import shutil
-
-    shutil.copytree(scene_shards, tmp_path / "shards")
-    index = shard_index.load(tmp_path / "shards" / "train.json")
-    extent = shard_index.read_extents(index.shards[0])[7]
-    with index.shards[0].path.open("r+b") as file:
-        file.seek(extent.offset)
-        file.write(b"\0" * 200)
+    _, extent = with_one_broken_image(scene_shards, tmp_path / "shards")
     run = tmp_path / "run"
     overrides = settings(tmp_path / "shards", run, train__epochs=1)
     stopped = run_command(train_command(1, overrides, empty_config))
