@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +67,8 @@ def save(
         OSError: when it could not be written whole; earlier checkpoints are then untouched.
     """
     final = run / "checkpoints" / f"step-{state.step:08d}"
-    if final.exists():
-        if damage(final) is None and json.loads((final / "state.json").read_text()) == asdict(state):
-            return final
-        shutil.rmtree(final)
+    if damage(final) is None and replace(Checkpoint(final).state, world_size=state.world_size) == state:
+        return final
     temporary = final.with_name(final.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -87,11 +85,13 @@ def save(
             file.flush()
             os.fsync(file.fileno())
     _sync_folder(temporary)
+    if final.exists():  # a damaged one
+        shutil.rmtree(final)
     temporary.rename(final)
     _sync_folder(final.parent)
     if (reason := damage(final)) is not None:
         raise OSError(f"{final} does not read back as it was written: {reason}")
-    _prune(run, keep, state.best_step)
+    _prune(run, keep, state)
     return final
 
 
@@ -179,8 +179,9 @@ def _step_number(which: str) -> int:
     return int(match[1])
 
 
-def _prune(run: Path, keep: int, best_step: int | None) -> None:
-    kept = {*steps(run)[-keep:], best_step}
+def _prune(run: Path, keep: int, state: RunState) -> None:
+    # What lies beyond the step just saved is damaged and was passed over: it must not count among the kept.
+    kept = {*[step for step in steps(run) if step <= state.step][-keep:], state.best_step}
     for step in set(steps(run)) - kept:
         shutil.rmtree(run / "checkpoints" / f"step-{step:08d}")
     for leftover in (run / "checkpoints").glob("step-*.tmp"):

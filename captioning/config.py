@@ -32,7 +32,8 @@ class EncoderConfig:
     name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v2"] = "resnet50"
     weights: str | None = None  # a torchvision weights name (IMAGENET1K_V2), a .pth or .safetensors file, or null
     trainable: Literal["none", "layer4", "layer3", "layer2", "all"] = "none"  # this stage and those above it
-    freeze_batch_norm: bool = False  # every BatchNorm uses its stored statistics, also in trained stages
+    freeze_batch_norm: bool = False  # the backbone's BatchNorm uses its stored statistics, also in trained stages
+    projection_batch_norm: bool = True  # normalise the projected feature over the micro-batch
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ IDENTITY = (
     "encoder.name",
     "encoder.trainable",
     "encoder.freeze_batch_norm",
+    "encoder.projection_batch_norm",
     "decoder.kind",
     "decoder.embedding_size",
     "decoder.hidden_size",
@@ -152,8 +154,8 @@ def from_dict(values: Any, where: str) -> Config:
     """
     mistakes: list[str] = []
     config = _build(Config, values, "", mistakes)
-    if not mistakes:
-        mistakes = _impossible(config)
+    told = {mistake.split(":")[0] for mistake in mistakes}
+    mistakes += [mistake for mistake in _impossible(config) if mistake.split(":")[0] not in told]
     if mistakes:
         raise InputError(f"{len(mistakes)} mistake(s) in {where} and its overrides:\n{listed(mistakes, limit=20)}")
     return config
@@ -193,10 +195,14 @@ def _build(kind: Any, values: Any, prefix: str, mistakes: list[str]) -> Any:
             continue
         if is_dataclass(hint):
             built[name] = _build(hint, values[name], f"{prefix}{name}.", mistakes)
-        elif (problem := _mismatch(values[name], hint)) is None:
-            built[name] = float(values[name]) if hint is float else values[name]
-        else:
+            continue
+        value = values[name]
+        if value is False and "no" in get_args(hint):
+            value = "no"  # which YAML reads as false
+        if problem := _mismatch(value, hint):
             mistakes.append(f"{prefix}{name}: {problem}")
+        else:
+            built[name] = float(value) if hint is float else value
     return kind(**built)
 
 

@@ -1,5 +1,6 @@
 """Captions for any image, with the preprocessing and vocabulary of the checkpoint that writes them."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ class Predictor:
         Raises:
             InputError: when the run has no such checkpoint, or it does not verify.
         """
-        found = checkpoint.find(Path(run), which, lambda message: None)
+        found = checkpoint.find(Path(run), which, lambda message: warnings.warn(message, stacklevel=2))
         config = configuration.load(found.folder / "config.yaml")
         vocabulary = vocab.from_json(found.text("vocabulary.json"), str(found.folder / "vocabulary.json"))
         model = Captioner(config, len(vocabulary))

@@ -10,7 +10,7 @@ from PIL import Image
 from captioning.predict import Predictor, opened
 from captioning.progress import bar
 from captioning.report import caption_sheet
-from launch.command import BAD_INPUT, run
+from launch.command import BAD_INPUT, output_file, run
 from shards.errors import InputError
 from shards.index import write_atomically
 
@@ -64,8 +64,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE|DIR")
     parser.add_argument("--checkpoint", default="best", metavar="best|latest|step-N", help="which checkpoint (best)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write image and caption there")
-    parser.add_argument("--picture", type=Path, metavar="PNG", help=f"draw the first {_MOST_IN_PICTURE} with captions")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write image and caption there")
+    parser.add_argument(
+        "--picture", type=output_file, metavar="PNG", help=f"draw the first {_MOST_IN_PICTURE} with captions"
+    )
     return parser.parse_args()
 
 

@@ -1,13 +1,25 @@
 """What every command does alike: turn an InputError into a short message and exit status 2."""
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from shards.errors import InputError
 
 BAD_INPUT = 2
 PREEMPTED = 75  # sysexits.h EX_TEMPFAIL: stopped by a signal, saved; the same command continues
+
+
+def output_file(text: str) -> Path:
+    """An argument that names a file to write: its folder must be there before the work, not after it."""
+    path = Path(text)
+    if not path.parent.is_dir() or path.is_dir():
+        raise argparse.ArgumentTypeError(
+            f"{text}: {'it is a folder' if path.is_dir() else 'its folder does not exist'}"
+        )
+    return path
 
 
 def run(main: Callable[[], int | None]) -> None:

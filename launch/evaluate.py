@@ -13,7 +13,7 @@ from captioning.ranks import join
 from captioning.scoring.evaluate import caption_split, score_captions
 from captioning.scoring.metrics import TOKENIZER
 from captioning.training.setup import loader_workers
-from launch.command import run
+from launch.command import output_file, run
 from shards import index as shard_index
 from shards.errors import InputError
 from shards.index import write_atomically
@@ -21,18 +21,19 @@ from shards.index import write_atomically
 
 def main() -> None:
     arguments = _arguments()
-    accelerator, ranks = join()
-    predictor = Predictor.from_checkpoint(arguments.run, arguments.checkpoint, str(accelerator.device))
+    predictor = Predictor.from_checkpoint(arguments.run, arguments.checkpoint, device="cpu")
     config = predictor.config
+    accelerator, ranks = join(config.precision)
     splits = {"train": config.data.train, "val": config.data.val}
     path = splits.get(arguments.split, arguments.split)
     if not path:
         raise InputError(f"The run has no data.{arguments.split}. Give --split the path of a split's NAME.json.")
     index = shard_index.load(path)
-    index.check_sizes()
-    with bar("captioning", shown=ranks.is_main) as on_progress:
+    index.check_files()
+    model = predictor.model.to(accelerator.device)
+    with bar("captioning", shown=ranks.is_main) as on_progress, accelerator.autocast():
         captions = caption_split(
-            predictor.model,
+            model,
             predictor.vocabulary,
             index,
             config,
@@ -43,7 +44,8 @@ def main() -> None:
         )
     if ranks.is_main:
         scores = score_captions(captions, index)
-        name = f"captions-{index.name}-step-{predictor.step}.json"
+        split = arguments.split if arguments.split in splits else f"{index.name}-{index.fingerprint[:8]}"
+        name = f"captions-{split}-step-{predictor.step}.json"
         write_atomically(arguments.run / name, json.dumps(captions.results(index), ensure_ascii=False).encode())
         summary = {"split": str(path), "step": predictor.step, "images": len(captions.of_sample), "scores": scores}
         if arguments.json:
@@ -71,7 +73,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("--split", default="val", help="val, train, or the path of any split's NAME.json (val)")
     parser.add_argument("--checkpoint", default="best", metavar="best|latest|step-N", help="which checkpoint (best)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the scores there")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the scores there")
     return parser.parse_args()
 
 

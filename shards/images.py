@@ -3,7 +3,7 @@
 import io
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit for an error: past it a small file may ask for gigabytes ("bomb")
 
@@ -26,6 +26,8 @@ def open_rgb(data: bytes) -> Image.Image:
             return _to_rgb(ImageOps.exif_transpose(image))
     except UnreadableImageError:
         raise
+    except UnidentifiedImageError:  # its message names an address in memory
+        raise UnreadableImageError("not an image of a known format") from None
     except Exception as error:  # Pillow's plugins raise whatever their parsers meet: OSError, SyntaxError, struct.error
         raise UnreadableImageError(f"{type(error).__name__}: {error}") from error
 

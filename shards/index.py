@@ -79,22 +79,28 @@ class Index:
         """Captions, id and label of every sample, in the split's order; no tar is opened."""
         return [text for shard in self.shards for text in read_texts(shard)]
 
-    def check_sizes(self) -> None:
-        """Compare every shard's size with the index.
+    def check_files(self) -> None:
+        """Compare every shard's size with the index, and see that its .idx is there and speaks of as many samples.
 
         Raises:
             InputError: naming the shards that are missing, cut short or replaced.
         """
-        wrong = []
-        for shard in self.shards:
-            size = shard.path.stat().st_size if shard.path.exists() else None
-            if size != shard.filesize:
-                found = "is missing" if size is None else f"has {size:,} bytes"
-                wrong.append(f"{shard.path} {found}, the index says {shard.filesize:,}")
+        wrong = [problem for shard in self.shards if (problem := _missing_or_cut(shard))]
         if wrong:
-            raise InputError(
-                f"{len(wrong)} shard(s) do not match {self.path}:\n{listed(wrong)}\nCopy or pack them again."
-            )
+            raise InputError(f"{len(wrong)} shard(s) do not match {self.path}:\n{listed(wrong)}\nCopy them again.")
+
+
+def _missing_or_cut(shard: Shard) -> str | None:
+    for path in (shard.path, shard.path.with_suffix(".idx"), captions_path(shard.path)):
+        if not path.is_file():
+            return f"{path} is missing"
+    if (size := shard.path.stat().st_size) != shard.filesize:
+        return f"{shard.path} has {size:,} bytes, the index says {shard.filesize:,}"
+    with shard.path.with_suffix(".idx").open(encoding="utf-8", errors="replace") as file:
+        header = file.readline().rstrip("\n")
+    if header != f"v1.2 {shard.nsamples}":
+        return f"{shard.path.with_suffix('.idx')} begins {header[:40]!r}, the index says {shard.nsamples} samples"
+    return None
 
 
 def load(path: str | Path) -> Index:
@@ -110,8 +116,10 @@ def load(path: str | Path) -> Index:
             Shard(path.parent / entry["url"], int(entry["nsamples"]), int(entry["filesize"]), str(entry["sha256"]))
             for entry in document["shardlist"]
         )
-        if document["__kind__"] != KIND or not sum(shard.nsamples for shard in shards):
-            raise KeyError("__kind__")
+        if document["__kind__"] != KIND:
+            raise ValueError(f"its __kind__ is {document['__kind__']!r}, not {KIND!r}")
+        if not sum(shard.nsamples for shard in shards):
+            raise ValueError("it has no samples")
         return Index(path, document["name"], shards, document["fingerprint"], document)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise InputError(
@@ -200,21 +208,27 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def verify(index: Index) -> None:
-    """Compare every byte of every shard, and its ``.idx`` and captions, with the index.
+    """Compare every byte of every shard with the index, and its .idx and captions with the tar.
 
     Raises:
         InputError: listing every shard that differs.
     """
-    index.check_sizes()
-    wrong = []
-    for shard in index.shards:
-        if sha256_of(shard.path) != shard.sha256:
-            wrong.append(f"{shard.path}: its bytes are not those that were packed")
-        elif idx_text(shard.path) != shard.path.with_suffix(".idx").read_text(encoding="utf-8"):
-            wrong.append(f"{shard.path.with_suffix('.idx')}: does not match its tar")
-        elif [text.key for text in read_texts(shard)] != [extent.key for extent in read_extents(shard)]:
-            wrong.append(f"{captions_path(shard.path)}: does not match its tar")
+    index.check_files()
+    wrong = [problem for shard in index.shards if (problem := _damage(shard))]
     if wrong:
-        raise InputError(
-            f"{len(wrong)} shard(s) of {index.path} are damaged:\n{listed(wrong)}\nCopy or pack them again."
-        )
+        raise InputError(f"{len(wrong)} shard(s) of {index.path} are damaged:\n{listed(wrong)}\nCopy them again.")
+
+
+def _damage(shard: Shard) -> str | None:
+    if sha256_of(shard.path) != shard.sha256:
+        return f"{shard.path}: its bytes are not those that were packed"
+    if idx_text(shard.path) != shard.path.with_suffix(".idx").read_text(encoding="utf-8", errors="replace"):
+        return f"{shard.path.with_suffix('.idx')}: does not match its tar"
+    with shard.path.open("rb") as tar:
+        for extent, text in zip(read_extents(shard), read_texts(shard), strict=True):
+            tar.seek(extent.offset + extent.json_skip)
+            stored = json.loads(tar.read(extent.json_size))
+            packed = SampleText(extent.key, tuple(stored["captions"]), stored["image_id"], stored.get("label"))
+            if packed != text:
+                return f"{captions_path(shard.path)}: sample {extent.key} is not what its tar says"
+    return None

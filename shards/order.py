@@ -51,7 +51,6 @@ class EpochOrder:
             )
         self.size, self.global_batch_size = size, global_batch_size
         self.locality = locality or Locality()
-        self.steps = -(-size // global_batch_size)
         self._lanes = min(self.locality.lanes, global_batch_size)
         self._jitter_key = key_of("window", fingerprint, seed, epoch, global_batch_size, self.locality)
         blocks = -(-size // self.locality.block)
@@ -116,8 +115,13 @@ def rank_part(start: int, stop: int, rank: int, world_size: int) -> tuple[int, i
     return start + size * rank // world_size, start + size * (rank + 1) // world_size
 
 
+def steps_per_epoch(size: int, global_batch_size: int) -> int:
+    """Global steps in an epoch of ``size`` samples, the short last one included."""
+    return -(-size // global_batch_size)
+
+
 def step_range(step: int, size: int, global_batch_size: int) -> tuple[int, int, int]:
-    """Epoch, first and last-but-one position of a global step; the last step of an epoch is short, never padded."""
-    epoch, in_epoch = divmod(step, -(-size // global_batch_size))
+    """A global step's epoch, its first position, and the one after its last. An epoch's last step is short."""
+    epoch, in_epoch = divmod(step, steps_per_epoch(size, global_batch_size))
     start = in_epoch * global_batch_size
     return epoch, start, min(size, start + global_batch_size)

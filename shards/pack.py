@@ -2,13 +2,15 @@
 
 Which record goes into which shard is settled before the first image is converted: records are shuffled once (so that
 neighbours are not alike), and a shard takes a fixed number of them, estimated from a sample of converted images. An
-unreadable image makes its shard shorter and moves nothing else. A shard is finished when its captions file is there:
-tar, .idx and captions are each written to a temporary name and renamed, in that order, so a killed packing leaves
-whole shards and the same command makes the rest.
+unreadable image makes its shard shorter and moves nothing else. A shard is finished when its tar is there: .idx,
+captions and tar are each written to a temporary name and renamed, the tar last, so a killed packing leaves whole shards
+and the same command makes the rest. A shard that had to leave out images is made again, as they may have been mended.
 """
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
@@ -74,6 +76,12 @@ def pack(
     Raises:
         InputError: when ``out`` holds another packing of this split, no image can be read, or (strict) one cannot.
     """
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", split):
+        raise InputError(f"--split {split!r}: letters, digits, - and _ are wanted, since files are named after it.")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file; a folder is wanted.")
+    if workers < 1:
+        raise InputError(f"--workers {workers}: at least 1 is wanted.")
     records = shuffled(source.records)
     ImageFiles(source.images)  # a wrong --images is told at once, not as ten thousand unreadable files
     new_folder = not out.exists()
@@ -86,7 +94,7 @@ def pack(
             shards, skipped, done = [], [], 0
             for tar_name, plan, part in planned:
                 tar = out / tar_name
-                if not _finished(tar, plan):
+                if not _is_planned(tar, plan) or _read_finished(tar)[1]:
                     written.append(tar)
                     _pack_shard(tar, plan, part, convert, strict, partial(_later, on_progress, done, len(records)))
                 done += len(part)
@@ -153,7 +161,7 @@ def _convert(name: str) -> bytes | str:
 def _plan(
     records: list[Record], split: str, settings: Settings, convert: _Converter
 ) -> list[tuple[str, str, list[Record]]]:
-    """For each shard its tar's name, a hash of all that decides its bytes, and its records."""
+    """For each shard its tar's name, a hash of its records and the settings, and its records."""
     spread = [records[i * len(records) // ESTIMATE_FROM] for i in range(min(ESTIMATE_FROM, len(records)))]
     sizes = [len(jpeg) + TAR_OVERHEAD for jpeg in convert(spread) if isinstance(jpeg, bytes)]
     per_shard = max(1, int(settings.shard_mb * 1e6 / np.mean(sizes))) if sizes else len(records)
@@ -167,11 +175,8 @@ def _plan(
 
 def _refuse_another_packing(out: Path, split: str, planned: list[tuple[str, str, list[Record]]]) -> None:
     plans = {name: plan for name, plan, _ in planned}
-    foreign = [
-        tar.name
-        for tar in sorted(out.glob(f"{split}-[0-9]*.tar"))
-        if not (tar.name in plans and (not shard_index.captions_path(tar).exists() or _finished(tar, plans[tar.name])))
-    ]
+    present = sorted(out.glob(f"{split}-[0-9]*.tar"))
+    foreign = [tar.name for tar in present if not (tar.name in plans and _is_planned(tar, plans[tar.name]))]
     if foreign:
         raise InputError(
             f"{out} already holds split {split!r} packed from other images, captions or settings:\n{listed(foreign)}\n"
@@ -201,14 +206,21 @@ def _pack_shard(
             else:
                 skipped.append(Skipped(record.image, jpeg))
             on_progress(number)
+    _sync(temporary)
     shard_index.write_atomically(tar.with_suffix(".idx"), shard_index.idx_text(temporary).encode())
     size, sha256 = temporary.stat().st_size, shard_index.sha256_of(temporary)
-    temporary.replace(tar)
     finished = {"plan": plan, "filesize": size, "sha256": sha256, "skipped": [asdict(s) for s in skipped]}
     shard_index.write_atomically(shard_index.captions_path(tar), _json({**finished, "samples": samples}))
+    temporary.replace(tar)
 
 
-def _finished(tar: Path, plan: str) -> bool:
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _is_planned(tar: Path, plan: str) -> bool:
+    """Whether a tar is there, whole, and was made from this plan."""
     try:
         document = json.loads(shard_index.captions_path(tar).read_text(encoding="utf-8"))
         return document["plan"] == plan and tar.stat().st_size == document["filesize"]

@@ -172,14 +172,13 @@ def draw(drawn: Scene) -> Image.Image:
     top, bottom = BACKGROUNDS[drawn.background]
     gradient = Image.linear_gradient("L").resize((side, side))
     image = Image.composite(Image.new("RGB", (side, side), bottom), Image.new("RGB", (side, side), top), gradient)
-    pencil = ImageDraw.Draw(image)
+    background, pencil = image.copy(), ImageDraw.Draw(image)
     for thing in drawn.things:
         outline, hole = SHAPES[thing.shape]
         pencil.polygon(_placed(outline(), thing, side), fill=COLOURS[thing.colour])
         if hole:
             inside = _placed([(hole * x, hole * y) for x, y in outline()], thing, side)
-            behind = image.getpixel((int(thing.x * side), max(0, int((thing.y - thing.radius) * side) - 1)))
-            pencil.polygon(inside, fill=behind)
+            pencil.polygon(inside, fill=background.getpixel((0, int(thing.y * side))))
     return image.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
 
 

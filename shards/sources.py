@@ -1,8 +1,10 @@
 """Readers of the datasets people have. Each gives a Source: records, and the folder or zip their images are in."""
 
+import hashlib
 import json
 import re
 import zipfile
+import zlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +24,11 @@ class Record:
 
     @property
     def key(self) -> str:
-        """The sample's name in the tar: WebDataset cuts names at the first dot, DALI's index at spaces."""
-        return re.sub(r"[^A-Za-z0-9_-]", "_", str(Path(self.image).with_suffix("")))
+        """The sample's name in the tar: the file's, where that has no dot (WebDataset cuts names there), no space
+        (DALI's index does) and at most 80 characters (tar allows 100); else what is left of it, and a hash of it."""
+        stem = str(Path(self.image).with_suffix(""))
+        plain = re.sub(r"[^A-Za-z0-9_-]", "_", stem)[:80]
+        return plain if plain == stem else f"{plain}-{hashlib.sha256(self.image.encode()).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,12 @@ class ImageFiles:
             raise FileNotFoundError(f"no such member in {self.path.name}")
         try:
             return self._zip.read(member)
-        except (zipfile.BadZipFile, NotImplementedError) as error:
+        except (
+            zipfile.BadZipFile,
+            zlib.error,
+            EOFError,
+            RuntimeError,
+        ) as error:  # NotImplementedError is a RuntimeError
             raise OSError(f"{member}: {error}") from error
 
 
@@ -127,12 +137,16 @@ def _require_coco_captions(document: Any, path: Path) -> None:
             if lacking:
                 hint = " Is it instances_*.json or person_keypoints_*.json?" if "caption" in lacking else ""
                 raise InputError(f"{path}: {section}[{number}] has no {lacking[0]!r}: not COCO captions.{hint}")
-            if "caption" in fields and not isinstance(entry["caption"], str):
-                raise InputError(f"{path}: {section}[{number}] has a caption that is not text: {entry['caption']!r}")
+            text = entry[fields[1]]
+            if not isinstance(text, str):
+                raise InputError(f"{path}: {section}[{number}] has a {fields[1]} that is not text: {text!r}")
 
 
 def _refuse_duplicates(records: tuple[Record, ...], path: Path) -> None:
     for what, counts in (("key", Counter(r.key for r in records)), ("id", Counter(r.image_id for r in records))):
         twice = [str(name) for name, count in counts.items() if count > 1]
         if twice:
-            raise InputError(f"{path}: {len(twice)} image {what}(s) occur more than once:\n{listed(twice)}")
+            hint = "File names must differ in more than their ending." if what == "key" else ""
+            raise InputError(
+                f"{path}: {len(twice)} image {what}(s) occur more than once:\n{listed(twice)}\n{hint}".rstrip()
+            )

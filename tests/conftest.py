@@ -31,6 +31,7 @@ TINY = {
     "encoder.name": "resnet18",
     "encoder.trainable": "all",
     "encoder.freeze_batch_norm": "true",
+    "encoder.projection_batch_norm": "false",
     "decoder.embedding_size": 16,
     "decoder.hidden_size": 16,
     "train.global_batch_size": 8,

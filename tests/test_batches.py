@@ -20,7 +20,7 @@ from tests.conftest import with_one_broken_image
 def batches(scene_shards, tmp_path_factory) -> TrainBatches:
     index = shard_index.load(scene_shards / "train.json")
     folder = tmp_path_factory.mktemp("encoded")
-    encoded.encode(index, folder, threshold=1)
+    encoded.encode(index, folder, threshold=1, max_words=20)
     return TrainBatches(index, EncodedCaptions(folder), Preprocessing(40, 32, True), 0, 8, 3, 5, rank=0, world_size=1)
 
 
@@ -94,7 +94,7 @@ def test_a_broken_image_is_a_hole_and_shifts_nothing(batches, scene_shards, tmp_
     """One sample's bytes are overwritten: its place is empty, every other image is where it was."""
     whole, _ = global_steps(batches, 2)
     index, extent = with_one_broken_image(scene_shards, tmp_path / "shards")
-    storage._descriptor.cache_clear()
+    storage.close_files()
     holed, _ = global_steps(replace(batches, index=index), 2)
     expected = [[sample for sample in step if sample[0] != extent.key] for step in whole]
     assert_same(expected, holed)

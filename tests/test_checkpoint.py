@@ -55,6 +55,25 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     assert checkpoint.steps(tmp_path) == [2, 5, 6]
 
 
+def test_damaged_ones_passed_over_do_not_push_out_sound_ones(tmp_path):
+    """Resumed from 8 because 12 and 16 are damaged: saving 10 must not keep those two and prune 8 and 10."""
+    for step in (8, 12, 16):
+        save(tmp_path, step, keep=3)
+    for step in (12, 16):
+        (tmp_path / "checkpoints" / f"step-{step:08d}" / "state.json").unlink()
+    save(tmp_path, 10)
+    assert checkpoint.steps(tmp_path) == [8, 10]
+    assert checkpoint.newest(tmp_path, pytest.fail).state.step == 10
+
+
+def test_saving_again_with_other_processes_touches_nothing(tmp_path, monkeypatch):
+    save(tmp_path, 3)
+    monkeypatch.setattr("os.fsync", lambda _: pytest.fail("it is written again"))
+    state = RunState(3, 24, 4, "data", 0.5, None)
+    checkpoint.save(tmp_path, state, MODEL, OPTIMIZER, TEXTS, 2)
+    assert checkpoint.newest(tmp_path, pytest.fail).state.step == 3
+
+
 def test_a_failed_save_leaves_the_earlier_ones(tmp_path, monkeypatch):
     save(tmp_path, 1)
     save(tmp_path, 2)

@@ -50,6 +50,18 @@ def test_all_mistakes_come_at_once_with_the_nearest_name(file):
         assert expected in message
 
 
+def test_precision_no_is_what_yaml_calls_false(file):
+    assert load(file, [*GOOD, "precision=no"]).precision == "no"
+    with pytest.raises(InputError, match="precision: True is not one of no, bf16, fp16"):
+        load(file, [*GOOD, "precision=yes"])
+
+
+def test_ill_typed_and_impossible_values_come_together(file):
+    with pytest.raises(InputError, match="2 mistake") as error:
+        load(file, [*GOOD, "encoder.nmae=x", "train.micro_batch_size=0"])
+    assert "nmae" in str(error.value) and "train.micro_batch_size: 0 must be at least 1" in str(error.value)
+
+
 def test_impossible_values_come_at_once(file):
     with pytest.raises(InputError) as error:
         load(

@@ -47,7 +47,11 @@ def test_packing_bad_input(tmp_path):
     refused(module(*pack, "--images", images, "--captions", tmp_path / "instances.json"), "instances_")
     refused(module(*pack, "--images", images, "--captions", captions), "None of the 1 images", "a.jpg")
     refused(module(*pack, "--images", images, "--captions", captions, "--strict"), "a.jpg", "--strict")
-    refused(module(*pack, "--images", images, "--captions", captions, "--quality", "200"), "quality")
+    here = ["--images", images, "--captions", captions]
+    refused(module(*pack, *here, "--quality", "200"), "quality")
+    refused(module(*pack, *here, "--workers", "0"), "--workers 0")
+    refused(module("launch.pack", "coco", "--split", "a/b", "--out", out, *here), "--split 'a/b'")
+    refused(module("launch.pack", "coco", "--split", "train", "--out", captions, *here), "is a file")
     assert not out.exists(), "nothing half-written is left"
 
 
@@ -61,6 +65,7 @@ def test_training_bad_input(scene_shards, tmp_path, empty_config):
     refused(train(data__train=tmp_path / "no.json"), "There is no shard index", "launch.pack")
     refused(train(data__val=scene_shards / "train.json"), "very samples of data.train")
     refused(train("encoder.weights=nowhere.pth"), "neither a file nor weights of resnet18", "IMAGENET1K_V1")
+    refused(train(f"run={scene_shards / 'train.json'}"), "is a file")
     refused(train("train.world_size=2"), "1 process(es) started", "cpu2.yaml")
     shutil.copytree(scene_shards, tmp_path / "cut")
     tar = tmp_path / "cut" / "train-000000.tar"
@@ -122,6 +127,8 @@ def test_evaluating_and_captioning(scene_shards, tmp_path, empty_config):
 
     done = run_command(module("launch.evaluate", run))
     assert done.returncode == 0 and "CIDEr-D" in done.stdout and "10 images" in done.stdout
+    done = run_command(module("launch.evaluate", run, "--json", tmp_path / "nowhere" / "scores.json"))
+    assert done.returncode == 2 and "its folder does not exist" in done.stderr
     refused(module("launch.evaluate", tmp_path), "not a run folder")
     refused(module("launch.evaluate", run, "--checkpoint", "step-77"), "step-3")
     refused(module("launch.evaluate", run, "--split", "test"), "There is no shard index test")

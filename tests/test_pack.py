@@ -36,8 +36,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def pack_small(drawn, out, workers=1, count_per_shard=7, **options):
-    # Scenes take about 6 KB with their headers, so a shard is made small by a small estimate of what fits.
+def pack_small(drawn, out, workers=1, **options):
     return pack(sources.coco(*drawn), "train", out, Settings(short_side=0), workers, **options)
 
 
@@ -99,13 +98,13 @@ def test_a_killed_packing_is_finished_by_the_same_command(drawn, tmp_path):
     command = ["coco", "--images", images, "--captions", captions, "--split", "train", "--shard-mb", 1, "--workers", 2]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = subprocess.Popen(module("launch.pack", *command, "--out", killed), cwd=ROOT, start_new_session=True)
-    while not list(killed.glob("*.captions.json")):
+    while not list(killed.glob("*.tar")):
         assert process.poll() is None, "it ended before it could be killed"
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (killed / "train.json").exists()
-    finished = {path.name: path.stat().st_mtime_ns for path in killed.glob("*.captions.json")}
+    finished = {path.name: path.stat().st_mtime_ns for path in killed.glob("*.tar")}
     for out in (killed, whole):
         subprocess.run(module("launch.pack", *command, "--out", out), cwd=ROOT, check=True, capture_output=True)
     assert files_of(killed) == files_of(whole)
@@ -152,7 +151,27 @@ def test_another_packing_in_the_folder_is_not_overwritten(drawn, tmp_path):
     assert files_of(tmp_path / "out") == before
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "idx", "captions"])
+def test_tars_of_others_are_neither_overwritten_nor_deleted(drawn, tmp_path):
+    (tmp_path / "train-000000.tar").write_bytes(b"precious")
+    for strict in (False, True):
+        with pytest.raises(InputError, match=r"train-000000\.tar"):
+            pack_small(drawn, tmp_path, strict=strict)
+    assert files_of(tmp_path) == {"train-000000.tar": b"precious"}
+
+
+def test_mended_images_are_taken_up_and_strict_looks_again(tmp_path):
+    images, captions = write_coco(tmp_path / "coco", {f"{n}.jpg": [f"Picture {n}."] for n in range(8)}, jpeg())
+    (images / "3.jpg").write_bytes(b"this is no picture")
+    source = sources.coco(images, captions)
+    first = pack(source, "train", tmp_path / "out", Settings())
+    assert first.document["skipped"] == [{"image": "3.jpg", "reason": "not an image of a known format"}]
+    with pytest.raises(InputError, match=r"3\.jpg"):
+        pack(source, "train", tmp_path / "out", Settings(), strict=True)
+    (images / "3.jpg").write_bytes(jpeg())
+    assert len(pack(source, "train", tmp_path / "out", Settings(), strict=True)) == 8
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "idx", "no idx", "captions", "a caption"])
 def test_verify_finds_every_damage(drawn, tmp_path, damage):
     index = pack_small(drawn, tmp_path / "out")
     tar = index.shards[1].path
@@ -168,6 +187,11 @@ def test_verify_finds_every_damage(drawn, tmp_path, damage):
         case "idx":
             path = tar.with_suffix(".idx")
             path.write_text(path.read_text().replace(" 512 ", " 513 ", 1))
+        case "no idx":
+            tar.with_suffix(".idx").unlink()
+        case "a caption":
+            path = shard_index.captions_path(tar)
+            path.write_text(path.read_text().replace("There is a", "There was a", 1))
         case "captions":
             shard_index.captions_path(tar).write_text("{}")
     shard_index.read_extents.cache_clear()

@@ -1,6 +1,7 @@
 """Reading by number: the sample, or a hole that keeps its place."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -19,14 +20,14 @@ def copy(scene_shards, tmp_path):
 
 def test_a_missing_or_cut_shard_is_told_before_anything_is_read(copy):
     index = shard_index.load(copy / "train.json")
-    index.check_sizes()
+    index.check_files()
     tar = index.shards[0].path
     tar.write_bytes(tar.read_bytes()[:-1])
     with pytest.raises(InputError, match=r"train-000000\.tar has"):
-        index.check_sizes()
+        index.check_files()
     tar.unlink()
     with pytest.raises(InputError, match="is missing"):
-        index.check_sizes()
+        index.check_files()
 
 
 def test_what_cannot_be_read_is_a_hole_in_its_place(copy):
@@ -35,7 +36,7 @@ def test_what_cannot_be_read_is_a_hole_in_its_place(copy):
     tar = index.shards[0].path
     extents = shard_index.read_extents(index.shards[0])
     tar.write_bytes(tar.read_bytes()[: extents[30].offset + 10])
-    storage._descriptor.cache_clear()
+    storage.close_files()
     cut = [read_sample(index, number) for number in range(len(index))]
     assert cut[:30] == whole[:30]
     assert all(isinstance(sample, Hole) for sample in cut[30:])
@@ -52,6 +53,18 @@ def test_what_is_no_index_is_refused(tmp_path, content):
         shard_index.load(path)
     with pytest.raises(InputError, match=r"launch\.pack"):
         shard_index.load(tmp_path / "nowhere.json")
+
+
+def test_more_shards_than_files_may_be_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "_MOST_OPEN", 3)
+    storage.close_files()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for number in range(20):
+        path = tmp_path / str(number)
+        path.write_bytes(bytes([number]) * 9)
+        assert storage.read(path, 2, 3) == bytes([number]) * 3
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 3
+    assert storage.read(tmp_path / "0", 0, 9) == bytes(9)
 
 
 def test_an_idx_of_another_tar_is_refused(copy):

@@ -1,6 +1,7 @@
 """COCO as people have it: folder or zip, captions with stray spaces, and files that are something else."""
 
 import json
+import re
 import zipfile
 
 import pytest
@@ -22,8 +23,19 @@ def test_images_without_captions_are_left_out_and_counted(tmp_path):
     assert source.left_out == {"images without a caption": 1}
 
 
-def test_keys_hold_no_dot_and_no_space():
-    assert sources.Record("sub dir/a photo.v2.jpg", ("x",), 1).key == "sub_dir_a_photo_v2"
+def test_keys_hold_no_dot_and_no_space_and_stay_distinct():
+    assert sources.Record("000000000009.jpg", ("x",), 9).key == "000000000009"
+    names = [
+        "sub dir/a photo.v2.jpg",
+        "sub_dir_a_photo_v2.jpg",
+        "猫.jpg",
+        "犬.jpg",
+        "x" * 200 + ".jpg",
+        "x" * 201 + ".jpg",
+    ]
+    keys = [sources.Record(name, ("x",), 1).key for name in names]
+    assert len(set(keys)) == len(names)
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]{1,90}", key) for key in keys)
 
 
 def test_a_zip_reads_like_a_folder(tmp_path):
@@ -60,6 +72,13 @@ def test_missing_files_and_broken_zips_are_refused(tmp_path):
         sources.coco(tmp_path, tmp_path / "nowhere.json")
     with pytest.raises(InputError, match="folder of images, or a zip"):
         sources.ImageFiles(tmp_path / "nowhere")
+    with zipfile.ZipFile(tmp_path / "broken.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.jpg", bytes(range(256)) * 40)
+    data = bytearray((tmp_path / "broken.zip").read_bytes())
+    data[60:90] = bytes(30)
+    (tmp_path / "broken.zip").write_bytes(data)
+    with pytest.raises(OSError, match=r"a\.jpg"):
+        sources.ImageFiles(tmp_path / "broken.zip").read("a.jpg")
     (tmp_path / "cut.zip").write_bytes(b"PK\3\4 cut short")
     with pytest.raises(InputError, match="Download it again"):
         sources.ImageFiles(tmp_path / "cut.zip")

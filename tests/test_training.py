@@ -57,7 +57,7 @@ def reference(overrides: list[str], config: Path, folder: Path, steps: int) -> d
     """The same training written plainly: one process, no Accelerate, no micro-batches, the loss caption by caption."""
     c = configuration.load(config, overrides)
     index = shard_index.load(c.data.train)
-    vocabulary = encoded.encode(index, folder, c.data.vocabulary_threshold)
+    vocabulary = encoded.encode(index, folder, c.data.vocabulary_threshold, c.data.max_words)
     captions, preprocessing = EncodedCaptions(folder), preprocessing_of(c)
     torch.manual_seed(key_of("model", c.seed) >> 1)
     model = Captioner(c, len(vocabulary)).train()
@@ -199,6 +199,17 @@ def test_one_process_stops_with_a_status_scripts_can_use(scene_shards, tmp_path,
     command = train_command(1, settings(scene_shards, run, train__epochs=50), empty_config)
     assert killed_at(4, signal.SIGUSR1, command, run, whole_group=False) == 75
     assert status(run)[1].endswith("stopped by SIGUSR1")
+
+
+def test_rates_changed_on_resume_are_used_and_told(scene_shards, tmp_path, empty_config):
+    run = tmp_path / "run"
+    trained(1, settings(scene_shards, run, train__total_steps=2), empty_config)
+    changes = {"optim__decoder_learning_rate": 5e-5, "optim__weight_decay": 0.125}
+    done = trained(1, settings(scene_shards, run, train__total_steps=4, **changes), empty_config)
+    assert "optim.decoder_learning_rate: 0.001 -> 5e-05" in done.stderr
+    groups = checkpoint.find(run, "latest", pytest.fail).optimizer()["optimizer"]["param_groups"]
+    assert {(g["name"], g["lr"]) for g in groups} == {("encoder", 1e-4), ("decoder", 5e-5)}
+    assert {g["weight_decay"] for g in groups} == {0.125, 0.0}
 
 
 def test_a_finished_run_started_again_has_nothing_to_do(uninterrupted, scene_shards, empty_config):

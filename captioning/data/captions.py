@@ -38,7 +38,7 @@ class EncodedCaptions:
         return len(self._arrays[2]) - 1
 
     def of(self, sample: int) -> list[np.ndarray]:
-        """The captions of one sample, each an int32 array of word ids (<end> not included)."""
+        """The captions of one sample, each an int32 array of at most ``max_words`` word ids, without <end>."""
         ids, caption_starts, sample_starts = self._arrays
         starts = caption_starts[sample_starts[sample] : sample_starts[sample + 1] + 1]
         return [ids[a:b] for a, b in pairwise(starts)]
@@ -48,6 +48,7 @@ def encode(
     index: Index,
     folder: Path,
     threshold: int,
+    max_words: int,
     vocabulary: Vocabulary | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Vocabulary:
@@ -55,7 +56,7 @@ def encode(
 
     A folder that already holds this split in this vocabulary is left as it is. Returns the vocabulary.
     """
-    if vocabulary is not None and _up_to_date(index, folder, vocabulary):
+    if vocabulary is not None and _up_to_date(folder, _about(index, vocabulary, max_words)):
         return vocabulary
     numbers: dict[str, int] = {}
     counts: Counter[int] = Counter()
@@ -66,7 +67,7 @@ def encode(
             for caption in text.captions:
                 words = [numbers.setdefault(word, len(numbers)) for word in vocab.tokenize(caption)]
                 counts.update(words)
-                ids.extend(words)
+                ids.extend(words[:max_words])
                 caption_starts.append(len(ids))
             sample_starts.append(len(caption_starts) - 1)
         done += shard.nsamples
@@ -80,16 +81,16 @@ def encode(
     (folder / "about.json").unlink(missing_ok=True)
     for name, values in zip(_ARRAYS, arrays, strict=True):
         np.save(folder / f"{name}.npy", values, allow_pickle=False)
-    write_atomically(folder / "about.json", json.dumps(_about(index, vocabulary)).encode())
+    write_atomically(folder / "about.json", json.dumps(_about(index, vocabulary, max_words)).encode())
     return vocabulary
 
 
-def _about(index: Index, vocabulary: Vocabulary) -> dict[str, object]:
-    return {"fingerprint": index.fingerprint, "words": list(vocabulary.words)}
+def _about(index: Index, vocabulary: Vocabulary, max_words: int) -> dict[str, object]:
+    return {"fingerprint": index.fingerprint, "max_words": max_words, "words": list(vocabulary.words)}
 
 
-def _up_to_date(index: Index, folder: Path, vocabulary: Vocabulary) -> bool:
+def _up_to_date(folder: Path, about: dict[str, object]) -> bool:
     try:
-        return json.loads((folder / "about.json").read_text(encoding="utf-8")) == _about(index, vocabulary)
+        return json.loads((folder / "about.json").read_text(encoding="utf-8")) == about
     except (OSError, ValueError):
         return False

@@ -35,10 +35,6 @@ class Vocabulary:
     def ids(self) -> dict[str, int]:
         return {word: number for number, word in enumerate(self.words)}
 
-    def encode(self, caption: str, max_words: int) -> list[int]:
-        """Ids of a caption's first ``max_words`` words, and <end>; unknown words become <unk>."""
-        return [self.ids.get(word, UNK) for word in tokenize(caption)[:max_words]] + [END]
-
     def decode(self, ids: Sequence[int]) -> str:
         """The text a person would write, up to <end>: no space before punctuation, first letter large."""
         words = []

@@ -15,16 +15,10 @@ class Captioner(nn.Module):
         super().__init__()
         size = config.decoder.embedding_size
         self.encoder = Encoder(config.encoder)
-        self.projection = nn.Sequential(nn.Linear(self.encoder.feature_size, size), nn.BatchNorm1d(size))
+        norm = nn.BatchNorm1d(size) if config.encoder.projection_batch_norm else nn.Identity()
+        self.projection = nn.Sequential(nn.Linear(self.encoder.feature_size, size), norm)
         self.decoder = LstmDecoder(config.decoder, vocabulary_size)
-        self.freeze_batch_norm = config.encoder.freeze_batch_norm
         self.to(memory_format=torch.channels_last)
-
-    def train(self, mode: bool = True) -> "Captioner":
-        super().train(mode)
-        if self.freeze_batch_norm:
-            eval_batch_norm(self)
-        return self
 
     def encode(self, images: Tensor) -> Tensor:
         """uint8 [B, 3, S, S] -> features [B, E]."""

@@ -88,13 +88,18 @@ def load_pretrained(encoder: Encoder, config: EncoderConfig) -> None:
     if config.weights is None:
         return
     state = _read_weights(config)
+    if not all(isinstance(value, Tensor) for value in state.values()):
+        keys = ", ".join(list(state)[:6])
+        raise InputError(
+            f"encoder.weights={config.weights} is no state dict of tensors: it holds {keys}. Save that part."
+        )
     try:
         renamed = _renamed(state, config.name)
         # Files written before 2018 lack the count of batches a BatchNorm has seen; it is not used.
         own = encoder.stages.state_dict()
         counters = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}
         encoder.stages.load_state_dict({**counters, **renamed})
-    except (RuntimeError, KeyError, AttributeError, TypeError) as error:
+    except (RuntimeError, KeyError, ValueError) as error:
         first_lines = "\n".join(line[:160] for line in str(error).splitlines()[:4])
         raise InputError(
             f"encoder.weights={config.weights} does not fit encoder.name={config.name}:\n{first_lines}"
@@ -121,7 +126,7 @@ def _read_weights(config: EncoderConfig) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # torch and safetensors raise their own kinds for a file that is something else
         raise InputError(f"encoder.weights={weights} cannot be read as a state dict: {error}") from error
 

@@ -43,6 +43,9 @@ def caption_split(
     """Caption every image of a split with greedy search; each rank takes a contiguous part, all get the whole.
 
     The model's BatchNorm buffers must be alike on all ranks. It is left in the mode it came in.
+
+    Raises:
+        InputError: on every rank, when no image of the split could be read.
     """
     start, stop = rank_part(0, len(index), ranks.rank, ranks.world_size)
     training = model.training
@@ -58,6 +61,8 @@ def caption_split(
         on_progress(len(captions) + len(holes), stop - start)
     model.train(training)
     parts = ranks.gathered((captions, holes))
+    if not any(part for part, _ in parts):
+        raise InputError(f"No image of {index.path} could be read: there is nothing to score.")
     return Captions({s: c for part, _ in parts for s, c in part.items()}, [h for _, part in parts for h in part])
 
 
@@ -66,12 +71,7 @@ def score_captions(captions: Captions, index: Index) -> dict[str, float]:
 
     ``CIDEr-D, wrong images`` scores the same captions against each next image's references: what a model gets that
     writes plausible captions without looking. A model that looks scores well above it.
-
-    Raises:
-        InputError: when no image of the split could be captioned.
     """
-    if not captions.of_sample:
-        raise InputError(f"No image of {index.path} could be read: there is nothing to score.")
     texts = index.texts()
     samples = sorted(captions.of_sample)
     candidates = [metrics.words_for_scoring(captions.of_sample[s]) for s in samples]

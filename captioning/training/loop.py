@@ -43,8 +43,10 @@ def train(config: Config) -> str:
     found = _prepared(config, ranks)
     try:
         trainer = Trainer(config, found, accelerator, ranks, stop)
-        status = trainer.fit()
-        trainer.monitor.close()
+        try:
+            status = trainer.fit()
+        finally:
+            trainer.monitor.close()
     except BaseException as error:
         if ranks.is_main:
             checkpoint.set_status(Path(config.run), "failed", f"{type(error).__name__}: {error}")
@@ -150,7 +152,7 @@ class Trainer:
         return scalars
 
     def _count_holes(self, micro_batches: list[CaptionBatch], holes: int) -> None:
-        """Tell of this step's holes; above the epoch's budget, stop with their list."""
+        """Tell of this step's holes; above the epoch's budget (counted anew after a resume), stop with their list."""
         epoch = micro_batches[0].epoch
         so_far = holes + (self.holes_of_epoch[1] if self.holes_of_epoch[0] == epoch else 0)
         self.holes_of_epoch = (epoch, so_far)
@@ -183,7 +185,7 @@ class Trainer:
         scores = self.ranks.from_main(score_captions(captions, val) if self.ranks.is_main else None)
         if self.ranks.is_main:
             results = captions.results(val)
-            name = f"captions-{val.name}-step-{self.state.step}.json"
+            name = f"captions-val-step-{self.state.step}.json"
             write_atomically(self.run / name, json.dumps(results, ensure_ascii=False).encode())
             epoch = self.state.samples_seen / len(self.found.train)
             self.monitor.scores(self.state.step, epoch, scores, results[:8])

@@ -25,7 +25,7 @@ from shards import index as shard_index
 from shards.errors import InputError, listed
 from shards.hashing import key_of
 from shards.index import Index, write_atomically
-from shards.order import step_range
+from shards.order import step_range, steps_per_epoch
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Experiment:
         return step_range(step, len(self.train), config.train.global_batch_size)
 
     def steps_per_epoch(self, config: Config) -> int:
-        return -(-len(self.train) // config.train.global_batch_size)
+        return steps_per_epoch(len(self.train), config.train.global_batch_size)
 
     def total_steps(self, config: Config) -> int:
         return config.train.total_steps or self.steps_per_epoch(config) * (config.train.epochs or 0)
@@ -95,9 +95,10 @@ def prepare(config: Config, world_size: int, on_progress: Progress) -> Experimen
     else:
         stored = vocab.from_json(found.text("vocabulary.json"), str(found.folder / "vocabulary.json"))
     run.mkdir(parents=True, exist_ok=True)
-    vocabulary = encoded.encode(train, run / "encoded", config.data.vocabulary_threshold, stored, on_progress)
+    write_atomically(run / "config.yaml", save_text(config).encode())  # first: it makes the folder a run's
+    threshold, max_words = config.data.vocabulary_threshold, config.data.max_words
+    vocabulary = encoded.encode(train, run / "encoded", threshold, max_words, stored, on_progress)
     write_atomically(run / "vocabulary.json", vocabulary.to_json().encode())
-    write_atomically(run / "config.yaml", save_text(config).encode())
     checkpoint.set_status(run, "running")
     state = found.state if found else RunState(0, 0, world_size, train.fingerprint)
     return Experiment(
@@ -110,14 +111,16 @@ def _splits(config: Config) -> tuple[Index, Index | None]:
     val = shard_index.load(config.data.val) if config.data.val else None
     if val is not None and val.fingerprint == train.fingerprint:
         raise InputError(f"data.val={config.data.val} holds the very samples of data.train: scores would mean nothing.")
-    train.check_sizes()
+    train.check_files()
     if val is not None:
-        val.check_sizes()
+        val.check_files()
     return train, val
 
 
 def _compare_with_folder(config: Config, run: Path) -> list[str]:
     """Settings changed since the run in the folder began; refuses those that would make it another experiment."""
+    if run.exists() and not run.is_dir():
+        raise InputError(f"run={run} is a file. Choose another run=FOLDER.")
     if not run.exists() or not any(run.iterdir()):
         return []
     if not (run / "config.yaml").is_file():

@@ -18,6 +18,8 @@ from captioning.training.optim import adamw, rate_factor, set_rates
 from shards.errors import InputError
 from shards.hashing import key_of
 
+_CONFIGURED = ("peak_rate", "weight_decay", "fused")  # of an optimizer group: the config's, also after a resume
+
 
 @dataclass(frozen=True)
 class Update:
@@ -112,6 +114,9 @@ class Stepper:
         return {"optimizer": self.optimizer.state_dict(), **({"scaler": scaler.state_dict()} if scaler else {})}
 
     def load_optimizer_state(self, saved: dict[str, Any]) -> None:
+        configured = [{key: group[key] for key in _CONFIGURED} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(saved["optimizer"])
+        for group, settings in zip(self.optimizer.param_groups, configured, strict=True):
+            group.update(settings)
         if self.accelerator.scaler is not None and "scaler" in saved:
             self.accelerator.scaler.load_state_dict(saved["scaler"])
