@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data"  # real images, where the developers and CI have them
 CPU_PROCESSES = {"OMP_NUM_THREADS": "1", **({"ACCELERATE_USE_CPU": "true"} if torch.cuda.is_available() else {})}
 
-# The smallest run that has everything: a real ResNet-18 on 32-pixel scenes, an LSTM of 16, BatchNorm held still so
+# The smallest run that has everything: a real ResNet-18 on 32-pixel images, an LSTM of 16, BatchNorm held still so
 # that the cut of a batch cannot matter, no dropout.
 TINY = {
     "data.vocabulary_threshold": 1,
@@ -44,16 +44,12 @@ TINY = {
 
 @pytest.fixture(scope="session")
 def scene_shards(tmp_path_factory) -> Path:
-    """44 training and 10 validation scenes, packed in several shards; the folder holds train.json and val.json."""
+    """44 training and 10 validation scenes; the folder holds train.json and val.json."""
     folder = tmp_path_factory.mktemp("scenes")
     for split, count in (("train", 44), ("val", 10)):
-        pack_scenes(folder / "drawn", folder / "shards", split, count)
+        images, captions = scenes.write(folder / "drawn", split, count, seed=0)
+        pack(sources.coco(images, captions), split, folder / "shards", Settings())
     return folder / "shards"
-
-
-def pack_scenes(drawn: Path, out: Path, split: str, count: int, shard_mb: int = 1) -> Index:
-    images, captions = scenes.write(drawn, split, count, seed=0)
-    return pack(sources.coco(images, captions), split, out, Settings(shard_mb=shard_mb))
 
 
 def write_coco(folder: Path, captions_of: dict[str, list[str]], image: bytes) -> tuple[Path, Path]:

@@ -25,6 +25,11 @@ from shards.order import EpochOrder, step_range
 from shards.reader import read_sample
 from tests.conftest import CPU_PROCESSES, ROOT, run_command, settings, train_command, with_one_broken_image
 
+# How far apart two runs may end that differ by rounding alone, as a share of what training moved (see `distance`). With
+# the encoder trained, a ReLU or a tie in max-pooling that rounding decides the other way moves all that follows: 0.011
+# was seen, where a loss averaged rank by rank gives 0.05 to 0.17. With it frozen 3e-6 was seen.
+SAME = {"none": 1e-4, "all": 0.03}
+
 
 def trained(processes, overrides, config, **environment):
     done = run_command(train_command(processes, overrides, config), **environment)
@@ -91,6 +96,16 @@ def reference(overrides: list[str], config: Path, folder: Path, steps: int) -> d
     return model.state_dict()
 
 
+def distance(run: dict[str, torch.Tensor], other: dict[str, torch.Tensor], start: dict[str, torch.Tensor]) -> float:
+    """How far two trained models are apart, as a share of how far training moved one of them.
+
+    Element by element would not do: Adam turns the sign of a gradient that is all rounding into a whole step.
+    """
+    apart = sum(float((run[name] - other[name]).double().square().sum()) for name in start)
+    moved = sum(float((run[name] - start[name]).double().square().sum()) for name in start)
+    return (apart / moved) ** 0.5
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(scene_shards, tmp_path_factory, empty_config) -> Path:
     """Two epochs on two processes, nothing in their way."""
@@ -104,29 +119,19 @@ def test_each_image_of_an_epoch_is_delivered_once(uninterrupted, scene_shards):
     assert status(uninterrupted) == ["finished", "step 12 of 12"]
 
 
-@pytest.mark.parametrize("processes", [1, 3])
-def test_another_number_of_processes_ends_with_equal_parameters(
-    uninterrupted, scene_shards, tmp_path, empty_config, processes
-):
-    """44 images in steps of 8: three processes have uneven parts, and the last step has 4.
-    One process runs two micro-batches, and 3 micro-batches at a largest size of 3."""
-    micro = {1: 3, 3: 4}[processes]
-    run = tmp_path / "run"
-    trained(processes, settings(scene_shards, run, train__epochs=2, train__micro_batch_size=micro), empty_config)
-    assert_each_image_of_each_epoch_once(run, scene_shards, epochs=2)
-    ours, theirs = parameters(run, 12), parameters(uninterrupted, 12)
-    for name in ours:
-        torch.testing.assert_close(ours[name], theirs[name], rtol=2e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
-
-
-def test_training_is_what_a_plain_loop_computes(uninterrupted, scene_shards, tmp_path, empty_config):
-    overrides = settings(scene_shards, tmp_path / "unused", train__epochs=2)
+@pytest.mark.parametrize("trainable", ["none", "all"])
+def test_any_cut_of_the_batch_trains_what_a_plain_loop_does(scene_shards, tmp_path, empty_config, trainable):
+    """Two processes with one micro-batch each, three with uneven parts (8 = 2 + 3 + 3, and 4 = 1 + 1 + 2 at an epoch's
+    end), and one with three micro-batches, against a loop without any of it."""
+    changes = {"train__epochs": 2, "encoder__trainable": trainable}
+    overrides = settings(scene_shards, tmp_path / "unused", **changes)
+    start = reference(overrides, empty_config, tmp_path / "encoded", steps=0)
     expected = reference(overrides, empty_config, tmp_path / "encoded", steps=12)
-    got = parameters(uninterrupted, 12)
-    started = reference(overrides, empty_config, tmp_path / "encoded", steps=0)
-    for name, value in expected.items():
-        torch.testing.assert_close(got[name], value, rtol=2e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
-    assert not torch.allclose(started["decoder.classifier.weight"], expected["decoder.classifier.weight"], atol=1e-3)
+    for processes, micro in ((2, 4), (3, 4), (1, 3)):
+        run = tmp_path / f"run-{processes}"
+        trained(processes, settings(scene_shards, run, train__micro_batch_size=micro, **changes), empty_config)
+        assert_each_image_of_each_epoch_once(run, scene_shards, epochs=2)
+        assert distance(parameters(run, 12), expected, start) < SAME[trainable], f"{processes} processes"
 
 
 def killed_at(step: int, signal_number: int, command: list[str], run: Path, whole_group: bool) -> int:
