@@ -1,6 +1,7 @@
 """Checkpoints: whole or passed over, never unpickled, never the last one lost."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -123,6 +124,14 @@ def test_find_by_name(tmp_path):
     shutil.rmtree(tmp_path / "checkpoints")
     with pytest.raises(InputError, match="not a run folder"):
         checkpoint.find(tmp_path, "best", pytest.fail)
+
+
+def test_a_run_folder_is_held_by_one(tmp_path):
+    held = checkpoint.lock(tmp_path)
+    with pytest.raises(InputError, match=rf"being trained by process {os.getpid()} on "):
+        checkpoint.lock(tmp_path, patience_s=0.1)
+    held.close()
+    checkpoint.lock(tmp_path, patience_s=0.1).close()
 
 
 def test_logs_are_cut_back_to_the_resumed_step(tmp_path):

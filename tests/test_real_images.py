@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import time
 
@@ -11,7 +10,7 @@ import webdataset
 from captioning import checkpoint
 from shards import index as shard_index
 from tests.conftest import CPU_PROCESSES, ROOT, coco_mini, module, run_command, train_command
-from tests.test_training import assert_each_image_of_each_epoch_once
+from tests.test_training import assert_each_image_of_each_epoch_once, kill_all
 
 
 def test_real_coco_images(tmp_path):
@@ -49,7 +48,7 @@ def test_real_coco_images(tmp_path):
     while 12 not in checkpoint.steps(run):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
+    kill_all(process.pid)
     process.wait()
     done = run_command(command)
     assert done.returncode == 0, done.stderr[-3000:]

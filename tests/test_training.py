@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -134,7 +135,7 @@ def test_any_cut_of_the_batch_trains_what_a_plain_loop_does(scene_shards, tmp_pa
         assert distance(parameters(run, 12), expected, start) < SAME[trainable], f"{processes} processes"
 
 
-def killed_at(step: int, signal_number: int, command: list[str], run: Path, whole_group: bool) -> int:
+def killed_at(step: int, signal_number: int, command: list[str], run: Path, with_ranks: bool) -> int:
     """Start a run, send a signal once checkpoint ``step`` is there; returns the exit code."""
     environment = {**os.environ, **CPU_PROCESSES}
     process = subprocess.Popen(
@@ -144,11 +145,22 @@ def killed_at(step: int, signal_number: int, command: list[str], run: Path, whol
     while step not in checkpoint.steps(run):
         assert process.poll() is None and time.monotonic() < deadline, "it ended before it could be stopped"
         time.sleep(0.005)
-    if whole_group:
-        os.killpg(process.pid, signal_number)
+    if with_ranks:
+        kill_all(process.pid)
     else:
         process.send_signal(signal_number)
     return process.wait(timeout=60)
+
+
+def kill_all(pid: int) -> None:
+    """SIGKILL a launcher and its ranks (which torchrun puts in sessions of their own), none of them warned."""
+    launcher = psutil.Process(pid)
+    family = [*launcher.children(recursive=True), launcher]
+    for process in family:
+        process.suspend()
+    for process in family:
+        process.kill()
+    psutil.wait_procs(family, timeout=30)
 
 
 def assert_same_bits(run: Path, other: Path, step: int):
@@ -161,7 +173,7 @@ def assert_same_bits(run: Path, other: Path, step: int):
 def test_sigkill_and_the_same_command_end_bit_identical(uninterrupted, scene_shards, tmp_path, empty_config):
     run = tmp_path / "run"
     overrides = settings(scene_shards, run, train__epochs=2)
-    killed_at(4, signal.SIGKILL, train_command(2, overrides, empty_config), run, whole_group=True)
+    killed_at(4, signal.SIGKILL, train_command(2, overrides, empty_config), run, with_ranks=True)
     assert status(run)[0] == "running"
     done = trained(2, overrides, empty_config)
     assert "are done" in done.stderr and "of which 0 are done" not in done.stderr
@@ -180,7 +192,7 @@ def test_bit_identical_with_dropout_batch_statistics_and_three_processes(scene_s
     whole, run = tmp_path / "whole", tmp_path / "run"
     trained(3, settings(scene_shards, whole, **changes), empty_config)
     overrides = settings(scene_shards, run, **changes)
-    killed_at(4, signal.SIGKILL, train_command(3, overrides, empty_config), run, whole_group=True)
+    killed_at(4, signal.SIGKILL, train_command(3, overrides, empty_config), run, with_ranks=True)
     trained(3, overrides, empty_config)
     assert_same_bits(run, whole, 9)
 
@@ -188,7 +200,7 @@ def test_bit_identical_with_dropout_batch_statistics_and_three_processes(scene_s
 def test_sigterm_saves_says_so_and_the_same_command_goes_on(uninterrupted, scene_shards, tmp_path, empty_config):
     run = tmp_path / "run"
     overrides = settings(scene_shards, run, train__epochs=2)
-    code = killed_at(4, signal.SIGTERM, train_command(2, overrides, empty_config), run, whole_group=False)
+    code = killed_at(4, signal.SIGTERM, train_command(2, overrides, empty_config), run, with_ranks=False)
     assert code != 0
     assert status(run)[0] == "preempted" and status(run)[1].endswith("stopped by SIGTERM")
     stopped_at = int(status(run)[1].split(" ")[1])
@@ -199,10 +211,21 @@ def test_sigterm_saves_says_so_and_the_same_command_goes_on(uninterrupted, scene
     assert_each_image_of_each_epoch_once(run, scene_shards, epochs=2)
 
 
+def test_ranks_whose_launcher_is_killed_save_and_make_way(uninterrupted, scene_shards, tmp_path, empty_config):
+    """SIGKILL to the launcher alone, and the same command at once: the orphans must not train beside the new run."""
+    run = tmp_path / "run"
+    overrides = settings(scene_shards, run, train__epochs=2)
+    killed_at(4, signal.SIGKILL, train_command(2, overrides, empty_config), run, with_ranks=False)
+    trained(2, overrides, empty_config)
+    assert status(run) == ["finished", "step 12 of 12"]
+    assert_same_bits(run, uninterrupted, 12)
+    assert_each_image_of_each_epoch_once(run, scene_shards, epochs=2)
+
+
 def test_one_process_stops_with_a_status_scripts_can_use(scene_shards, tmp_path, empty_config):
     run = tmp_path / "run"
     command = train_command(1, settings(scene_shards, run, train__epochs=50), empty_config)
-    assert killed_at(4, signal.SIGUSR1, command, run, whole_group=False) == 75
+    assert killed_at(4, signal.SIGUSR1, command, run, with_ranks=False) == 75
     assert status(run)[1].endswith("stopped by SIGUSR1")
 
 

@@ -1,21 +1,32 @@
 """Stop signals: noted when they come, acted on between steps, agreed by all ranks."""
 
+import os
 import signal
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class StopSignals:
-    """From its making on, SIGTERM, SIGINT and SIGUSR1 no longer kill this process: they set ``received``.
+    """From its making on, SIGTERM, SIGINT and SIGUSR1 no longer kill this process: they are noted.
 
     The ranks learn of each other's through the numbers they sum before every step, so that all stop before the same
     one, whichever of them was told, and however often.
     """
 
     def __init__(self) -> None:
-        self.received: str | None = None
+        self._signal: str | None = None
+        # torchrun starts ranks in sessions of their own: killing it leaves them running, and the user's next start
+        # would find them in its run folder.
+        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         for number in STOPPING:
             signal.signal(number, self._note)
 
     def _note(self, number: int, _frame: object) -> None:
-        self.received = signal.Signals(number).name
+        self._signal = signal.Signals(number).name
+
+    @property
+    def received(self) -> str | None:
+        """Why this process should stop: a signal's name, or the launcher's death; None while it should go on."""
+        if self._launcher is not None and os.getppid() != self._launcher:
+            return "the end of its launcher"
+        return self._signal

@@ -4,6 +4,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import torch
 
@@ -74,6 +75,9 @@ class Experiment:
         return model
 
 
+_locks: list[TextIO] = []  # open for the life of the process
+
+
 def prepare(config: Config, world_size: int, on_progress: Progress) -> Experiment:
     """Check everything a run needs, then make or continue its folder. Runs on rank 0 alone.
 
@@ -88,13 +92,17 @@ def prepare(config: Config, world_size: int, on_progress: Progress) -> Experimen
     train, val = _splits(config)
     run = Path(config.run)
     changed = _compare_with_folder(config, run)
+    if run.exists():
+        _locks.append(checkpoint.lock(run))
     found = _checkpoint_to_continue(run, train)
     stored = None
     if found is None:
         load_pretrained(Encoder(config.encoder), config.encoder)  # fails here, before anything is written
     else:
         stored = vocab.from_json(found.text("vocabulary.json"), str(found.folder / "vocabulary.json"))
-    run.mkdir(parents=True, exist_ok=True)
+    if not _locks:
+        run.mkdir(parents=True, exist_ok=True)
+        _locks.append(checkpoint.lock(run))
     write_atomically(run / "config.yaml", save_text(config).encode())  # first: it makes the folder a run's
     threshold, max_words = config.data.vocabulary_threshold, config.data.max_words
     vocabulary = encoded.encode(train, run / "encoded", threshold, max_words, stored, on_progress)
@@ -121,7 +129,7 @@ def _compare_with_folder(config: Config, run: Path) -> list[str]:
     """Settings changed since the run in the folder began; refuses those that would make it another experiment."""
     if run.exists() and not run.is_dir():
         raise InputError(f"run={run} is a file. Choose another run=FOLDER.")
-    if not run.exists() or not any(run.iterdir()):
+    if not run.exists() or not any(path.name != "lock" for path in run.iterdir()):
         return []
     if not (run / "config.yaml").is_file():
         raise InputError(f"run={run} is a folder of other things (no config.yaml). Choose another run=FOLDER.")
