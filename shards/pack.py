@@ -85,7 +85,7 @@ def pack(
     records = shuffled(source.records)
     ImageFiles(source.images)  # a wrong --images is told at once, not as ten thousand unreadable files
     new_folder = not out.exists()
-    written: list[Path] = []
+    created: list[Path] = []
     with _Converter(source.images, settings, workers) as convert:
         try:
             planned = _plan(records, split, settings, convert)
@@ -94,8 +94,8 @@ def pack(
             shards, skipped, done = [], [], 0
             for tar_name, plan, part in planned:
                 tar = out / tar_name
-                if not _is_planned(tar, plan) or _read_finished(tar)[1]:
-                    written.append(tar)
+                if not _is_finished(tar, plan):
+                    created += [] if tar.exists() else [tar]
                     _pack_shard(tar, plan, part, convert, strict, partial(_later, on_progress, done, len(records)))
                 done += len(part)
                 on_progress(done, len(records))
@@ -105,7 +105,7 @@ def pack(
             if not shards:
                 raise InputError(f"None of the {len(records)} images could be read:\n{_reasons(skipped)}")
         except InputError:
-            _remove(written, out if new_folder else None)
+            _remove(created, out if new_folder else None)
             raise
     _write_index(out / f"{split}.json", split, shards, skipped, source, settings)
     return shard_index.load(out / f"{split}.json")
@@ -176,7 +176,7 @@ def _plan(
 def _refuse_another_packing(out: Path, split: str, planned: list[tuple[str, str, list[Record]]]) -> None:
     plans = {name: plan for name, plan, _ in planned}
     present = sorted(out.glob(f"{split}-[0-9]*.tar"))
-    foreign = [tar.name for tar in present if not (tar.name in plans and _is_planned(tar, plans[tar.name]))]
+    foreign = [tar.name for tar in present if _document(tar).get("plan") != plans.get(tar.name)]
     if foreign:
         raise InputError(
             f"{out} already holds split {split!r} packed from other images, captions or settings:\n{listed(foreign)}\n"
@@ -200,6 +200,7 @@ def _pack_shard(
                 writer.write({"__key__": record.key, "jpg": jpeg, "json": _json(stored)})
                 samples.append({"key": record.key, **text})
             elif strict:
+                temporary.unlink()
                 raise InputError(
                     f"{record.image}: {jpeg}\nRepair or remove it, or leave out --strict to skip and list it."
                 )
@@ -219,17 +220,24 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _is_planned(tar: Path, plan: str) -> bool:
-    """Whether a tar is there, whole, and was made from this plan."""
+def _is_finished(tar: Path, plan: str) -> bool:
+    """Whether a tar is there, whole, made from this plan, and lacks no image."""
+    document = _document(tar)
+    whole = tar.exists() and tar.stat().st_size == document.get("filesize")
+    return whole and document["plan"] == plan and not document["skipped"]
+
+
+def _document(tar: Path) -> dict[str, Any]:
+    """What lies beside a tar of ours about it; empty for a tar of somebody else's."""
     try:
         document = json.loads(shard_index.captions_path(tar).read_text(encoding="utf-8"))
-        return document["plan"] == plan and tar.stat().st_size == document["filesize"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return document if {"plan", "filesize", "skipped"} <= set(document) else {}
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def _read_finished(tar: Path) -> tuple[Shard, list[Skipped]]:
-    document = json.loads(shard_index.captions_path(tar).read_text(encoding="utf-8"))
+    document = _document(tar)
     shard = Shard(tar, len(document["samples"]), document["filesize"], document["sha256"])
     return shard, [Skipped(**entry) for entry in document["skipped"]]
 
@@ -263,7 +271,7 @@ def _reasons(skipped: list[Skipped]) -> str:
 def _remove(tars: list[Path], new_folder: Path | None) -> None:
     """Take back what a failed packing wrote."""
     for tar in tars:
-        for path in (tar, tar.with_name(tar.name + ".tmp"), tar.with_suffix(".idx"), shard_index.captions_path(tar)):
+        for path in (tar, tar.with_suffix(".idx"), shard_index.captions_path(tar)):
             path.unlink(missing_ok=True)
     if new_folder and new_folder.exists():
         new_folder.rmdir()

@@ -167,6 +167,7 @@ def test_mended_images_are_taken_up_and_strict_looks_again(tmp_path):
     assert first.document["skipped"] == [{"image": "3.jpg", "reason": "not an image of a known format"}]
     with pytest.raises(InputError, match=r"3\.jpg"):
         pack(source, "train", tmp_path / "out", Settings(), strict=True)
+    shard_index.verify(first)  # what was there before is still there
     (images / "3.jpg").write_bytes(jpeg())
     assert len(pack(source, "train", tmp_path / "out", Settings(), strict=True)) == 8
 
