@@ -74,12 +74,7 @@ class ImageFiles:
             raise FileNotFoundError(f"no such member in {self.path.name}")
         try:
             return self._zip.read(member)
-        except (
-            zipfile.BadZipFile,
-            zlib.error,
-            EOFError,
-            RuntimeError,
-        ) as error:  # NotImplementedError is a RuntimeError
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
             raise OSError(f"{member}: {error}") from error
 
 
