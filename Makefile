@@ -1,5 +1,6 @@
 # make demo      everything from nothing: set up, pack, train on two processes, interrupt, resume, evaluate, caption
 # make test      set up and run all tests
+# make sweep     the long sweeps through faults, apart from make test
 # make install   only the set-up: a virtual environment in .venv with pinned versions
 # make check     ruff and mypy
 # make clean     remove what make made (.venv, runs/demo, caches)
@@ -7,13 +8,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test install check clean
+.PHONY: demo test sweep install check clean
 
 demo: install
 	$(BIN)/python -m launch.demo
 
 test: install check
 	$(BIN)/python -m pytest
+
+sweep: install
+	$(BIN)/python -m pytest -m sweep
 
 install: .venv/installed
 
