@@ -9,7 +9,6 @@ our own: sha256 per shard, a fingerprint of the data, how it was packed, what wa
 import hashlib
 import json
 import os
-import tarfile
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -17,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from shards import tars
 from shards.errors import InputError, listed
+from shards.tars import SampleText
 
 KIND = "wids-shard-index-v1"
 
@@ -33,24 +34,12 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class SampleText:
-    """What a sample says, without its picture."""
-
-    key: str
-    captions: tuple[str, ...]
-    image_id: int | str
-    label: str | None
-
-
-@dataclass(frozen=True)
 class Extent:
-    """Where a sample lies in its tar: bytes from ``offset``; the image at once, its KEY.json ``json_skip`` further."""
+    """Where a sample's image lies in its tar: ``size`` bytes from ``offset``."""
 
     key: str
     offset: int
-    image_size: int
-    json_skip: int
-    json_size: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -164,20 +153,10 @@ def read_extents(shard: Shard) -> list[Extent]:
 
 
 def _extent(line: str) -> Extent:
-    fields = line.split(" ")
-    parts = {ext: (int(offset), int(size), name) for ext, offset, size, name in zip(*[iter(fields)] * 4, strict=True)}
-    offset, image_size, name = parts["jpg"]
-    return Extent(name.removesuffix(".jpg"), offset, image_size, parts["json"][0] - offset, parts["json"][1])
-
-
-def idx_text(tar: Path) -> str:
-    """The DALI index of a tar, from its own headers (so it is right whatever wrote the tar)."""
-    samples: dict[str, list[str]] = {}
-    with tarfile.open(tar) as archive:
-        for member in archive:
-            key, ext = member.name.split(".", 1)
-            samples.setdefault(key, []).append(f"{ext} {member.offset_data} {member.size} {member.name}")
-    return "".join([f"v1.2 {len(samples)}\n", *(" ".join(parts) + "\n" for parts in samples.values())])
+    for ext, offset, size, name in zip(*[iter(line.split(" "))] * 4, strict=True):
+        if tars.is_image(ext):
+            return Extent(name.removesuffix(f".{ext}"), int(offset), int(size))
+    raise ValueError(f"the line {line[:80]!r} names no image")
 
 
 def captions_path(tar: Path) -> Path:
@@ -222,13 +201,13 @@ def verify(index: Index) -> None:
 def _damage(shard: Shard) -> str | None:
     if sha256_of(shard.path) != shard.sha256:
         return f"{shard.path}: its bytes are not those that were packed"
-    if idx_text(shard.path) != shard.path.with_suffix(".idx").read_text(encoding="utf-8", errors="replace"):
+    texts = read_texts(shard)
+    known = {text.key for text in texts}
+    samples = [sample for sample in tars.samples_of(shard.path) if sample.key in known]
+    if tars.idx_text(samples) != shard.path.with_suffix(".idx").read_text(encoding="utf-8", errors="replace"):
         return f"{shard.path.with_suffix('.idx')}: does not match its tar"
     with shard.path.open("rb") as tar:
-        for extent, text in zip(read_extents(shard), read_texts(shard), strict=True):
-            tar.seek(extent.offset + extent.json_skip)
-            stored = json.loads(tar.read(extent.json_size))
-            packed = SampleText(extent.key, tuple(stored["captions"]), stored["image_id"], stored.get("label"))
-            if packed != text:
-                return f"{captions_path(shard.path)}: sample {extent.key} is not what its tar says"
+        for sample, text in zip(samples, texts, strict=True):
+            if tars.text_of(sample, tar) != text:
+                return f"{captions_path(shard.path)}: sample {sample.key} is not what its tar says"
     return None

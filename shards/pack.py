@@ -24,6 +24,7 @@ import numpy as np
 import webdataset
 
 from shards import index as shard_index
+from shards import tars
 from shards.errors import InputError, listed
 from shards.hashing import hash64, key_of
 from shards.images import UnreadableImageError, to_training_jpeg
@@ -208,7 +209,7 @@ def _pack_shard(
                 skipped.append(Skipped(record.image, jpeg))
             on_progress(number)
     _sync(temporary)
-    shard_index.write_atomically(tar.with_suffix(".idx"), shard_index.idx_text(temporary).encode())
+    shard_index.write_atomically(tar.with_suffix(".idx"), tars.idx_text(tars.samples_of(temporary)).encode())
     size, sha256 = temporary.stat().st_size, shard_index.sha256_of(temporary)
     finished = {"plan": plan, "filesize": size, "sha256": sha256, "skipped": [asdict(s) for s in skipped]}
     shard_index.write_atomically(shard_index.captions_path(tar), _json({**finished, "samples": samples}))

@@ -1,21 +1,40 @@
 """A sample's number -> its image and captions, or a hole that keeps its place."""
 
-import json
 from dataclasses import dataclass
+from functools import lru_cache
 
 from shards import storage
-from shards.index import Index, read_extents
+from shards.index import Index, Shard, read_extents, read_texts
+from shards.tars import SampleText
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image and all its captions, as stored."""
+    """One image, as stored. What it says is read from beside its tar when asked for: training has it encoded."""
 
     key: str
     image_bytes: bytes
-    captions: tuple[str, ...]
-    image_id: int | str
-    label: str | None
+    shard: Shard
+    number: int  # in the shard
+
+    @property
+    def text(self) -> SampleText:
+        return _texts(self.shard)[self.number]
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        return self.text.captions
+
+    @property
+    def image_id(self) -> int | str:
+        return self.text.image_id
+
+    @property
+    def label(self) -> str | None:
+        return self.text.label
+
+
+_texts = lru_cache(maxsize=4)(read_texts)
 
 
 @dataclass(frozen=True)
@@ -36,12 +55,10 @@ def read_sample(index: Index, sample: int) -> Sample | Hole:
     shard, number = index.locate(sample)
     extent = read_extents(shard)[number]
     try:
-        data = storage.read(shard.path, extent.offset, extent.json_skip + extent.json_size)
-        text = json.loads(data[extent.json_skip :])
-        captions, image_id, label = tuple(text["captions"]), text["image_id"], text.get("label")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        data = storage.read(shard.path, extent.offset, extent.size)
+    except OSError as error:
         return Hole(extent.key, shard.path.name, extent.offset, f"{type(error).__name__}: {error}")
-    return Sample(extent.key, data[: extent.image_size], captions, image_id, label)
+    return Sample(extent.key, data, shard, number)
 
 
 def hole_of(index: Index, sample: int, reason: str) -> Hole:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import InputError, listed
+from shards.tars import clean
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,6 @@ class ImageFiles:
             return self._zip.read(member)
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
             raise OSError(f"{member}: {error}") from error
-
-
-def clean(caption: str) -> str:
-    """One line, single spaces; COCO's captions hold newlines and stray spaces."""
-    return " ".join(caption.split())
 
 
 def coco(images: Path, captions: Path) -> Source:

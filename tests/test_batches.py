@@ -75,7 +75,7 @@ def test_crops_differ_between_epochs_and_not_between_runs(batches):
     preprocessing = Preprocessing(64, 32, True)
     data = batches.index.shards[0].path.read_bytes()
     extent = shard_index.read_extents(batches.index.shards[0])[0]
-    jpeg = data[extent.offset : extent.offset + extent.image_size]
+    jpeg = data[extent.offset : extent.offset + extent.size]
     first, again, later = (preprocessing.for_training(jpeg, 0, epoch, 0) for epoch in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, later)
 

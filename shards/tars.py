@@ -1,0 +1,150 @@
+"""What is in a WebDataset tar: its files grouped to samples, where each lies, and what a sample says.
+
+Our own tars hold KEY.jpg and KEY.json; those of others may hold png or webp, captions as ``.txt`` or in the json (as
+img2dataset writes them), and a label as ``.cls``. Names are cut into key and extension as webdataset and DALI do: at
+the first dot of the last path component.
+"""
+
+import json
+import re
+import tarfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from shards.errors import InputError
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2", "avif", "img", "image")
+TEXT_EXTENSIONS = ("txt", "text", "caption", "captions")
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+
+
+@dataclass(frozen=True)
+class SampleText:
+    """What a sample says, without its picture."""
+
+    key: str
+    captions: tuple[str, ...]
+    image_id: int | str
+    label: str | None
+
+
+@dataclass(frozen=True)
+class TarSample:
+    """The files of one sample in the order of the tar: (extension, offset, size, name)."""
+
+    key: str
+    files: tuple[tuple[str, int, int, str], ...]
+
+    @property
+    def image(self) -> tuple[str, int, int, str] | None:
+        """The sample's picture: its first file with an image's extension."""
+        return next((file for file in self.files if is_image(file[0])), None)
+
+
+def is_image(ext: str) -> bool:
+    """Whether an extension ("jpg", or what webdataset makes of a.b.jpg: "b.jpg") is an image's."""
+    return ext.rsplit(".", 1)[-1].lower() in IMAGE_EXTENSIONS
+
+
+def split_name(name: str) -> tuple[str, str] | None:
+    """Key and extension of a tar member; None for one that belongs to no sample (as webdataset has it)."""
+    match = re.fullmatch(r"((?:.*/|)[^./][^.]*)[.]([^/]+)", name)
+    return None if match is None or name.startswith("__") else (match[1], match[2])
+
+
+def samples_of(tar: Path) -> list[TarSample]:
+    """The samples of a tar, from its own headers (so it is right whatever wrote the tar).
+
+    Raises:
+        InputError: when it is compressed, no tar, cut short, or has duplicate or interleaved keys.
+    """
+    _refuse_compressed(tar)
+    samples: dict[str, list[tuple[str, int, int, str]]] = {}
+    last = None
+    try:
+        with tarfile.open(tar, "r:") as archive:
+            for member in archive:
+                parts = split_name(member.name)
+                if parts is None or member.isdir():
+                    continue
+                if not member.isreg() or member.issparse():
+                    raise InputError(f"{tar}: {member.name} is a link or a sparse file: pack the tar with plain files.")
+                key, ext = parts
+                _refuse_out_of_order(tar, key, ext, key != last and key in samples, samples.get(key, []))
+                samples.setdefault(key, []).append((ext, member.offset_data, member.size, member.name))
+                last = key
+            end = archive.offset
+    except (tarfile.TarError, EOFError) as error:
+        raise InputError(f"{tar} is no tar, or was cut short ({error}). Copy it again.") from error
+    _refuse_without_end(tar, end)  # tarfile takes a broken header, or a cut between two files, for the end
+    return [TarSample(key, tuple(files)) for key, files in samples.items()]
+
+
+def _refuse_without_end(tar: Path, end: int) -> None:
+    with tar.open("rb") as file:
+        file.seek(end)
+        block = file.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE or any(block):
+        raise InputError(f"{tar} was cut short or is damaged at byte {end:,}. Copy it again.")
+
+
+def _refuse_compressed(tar: Path) -> None:
+    with tar.open("rb") as file:
+        start = file.read(8)
+    for magic, name in _COMPRESSED.items():
+        if start.startswith(magic):
+            raise InputError(f"{tar} is compressed ({name}), so nothing in it can be read by offset. Decompress it.")
+
+
+def _refuse_out_of_order(tar: Path, key: str, ext: str, again: bool, files: Iterable[tuple]) -> None:
+    if again:
+        raise InputError(
+            f"{tar}: files of sample {key!r} are interleaved with others', or the key is used twice. "
+            "A sample's files must be neighbours: write the tar again with sorted names."
+        )
+    if any(ext == other[0] for other in files):
+        raise InputError(f"{tar}: {key}.{ext} is there twice. Keys must be distinct.")
+
+
+def idx_text(samples: Iterable[TarSample]) -> str:
+    """The DALI index (text, v1.2) of a tar's samples: a line each, of extension, offset, size and name of its files."""
+    lines = [" ".join(f"{ext} {offset} {size} {name}" for ext, offset, size, name in s.files) for s in samples]
+    return "\n".join([f"v1.2 {len(lines)}", *lines, ""])
+
+
+def text_of(sample: TarSample, tar: BinaryIO) -> SampleText:
+    """What a sample says: captions from its json ("captions") or its ``.txt`` or its json ("caption"), in that order;
+    id and label from its json, else its key and its ``.cls``. Captions may be missing.
+
+    Raises:
+        InputError: when one of its files is no text or no json.
+    """
+    contents = {ext.lower(): _content(tar, file) for file in sample.files if not is_image(ext := file[0])}
+    try:
+        about = json.loads(contents.get("json", b"{}"))
+        about = about if isinstance(about, dict) else {}
+        plain = next((contents[ext].decode() for ext in TEXT_EXTENSIONS if ext in contents), None)
+        label = about["label"] if "label" in about else contents["cls"].decode().strip() if "cls" in contents else None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise InputError(f"{tar.name}: sample {sample.key!r} holds a text that cannot be read ({error}).") from error
+    found = about.get("captions") or plain or about.get("caption") or about.get("text") or ()
+    captions = tuple(map(clean, [found] if isinstance(found, str) else filter(_is_text, found)))
+    image_id = about.get("image_id", sample.key)
+    return SampleText(sample.key, tuple(filter(None, captions)), image_id, None if label is None else str(label))
+
+
+def clean(caption: str) -> str:
+    """One line, single spaces; COCO's captions hold newlines and stray spaces."""
+    return " ".join(caption.split())
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _content(tar: BinaryIO, file: tuple[str, int, int, str]) -> bytes:
+    _ext, offset, size, _name = file
+    tar.seek(offset)
+    return tar.read(size)
