@@ -1,31 +1,27 @@
-"""What survives a crash: checkpoints that are whole or not there, and why the run ended.
+"""What survives a crash: checkpoints that are whole or not there.
 
 ``RUN/checkpoints/step-00000100/`` holds ``model.safetensors``, ``optimizer.pt``, ``config.yaml``, ``vocabulary.json``,
 ``state.json``, and last ``manifest.json`` with every file's size and sha256. It is written under a temporary name,
 fsynced and renamed; older ones go only after the new one has been read back and verified. Nothing is unpickled.
 """
 
-import errno
-import fcntl
 import hashlib
 import io
 import json
 import os
 import re
 import shutil
-import socket
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from shards.errors import InputError
-from shards.index import sha256_of, write_atomically
+from shards.index import sha256_of
 
 _NAME = re.compile(r"step-(\d{8})")
 
@@ -190,44 +186,3 @@ def _prune(run: Path, keep: int, state: RunState) -> None:
         shutil.rmtree(run / "checkpoints" / f"step-{step:08d}")
     for leftover in (run / "checkpoints").glob("step-*.tmp"):
         shutil.rmtree(leftover)
-
-
-def lock(run: Path, patience_s: float = 30.0) -> TextIO:
-    """Hold a run folder against a second start, until this process ends however it ends (flock).
-
-    Waits a while first: processes that were told to stop may still be saving.
-
-    Raises:
-        InputError: when another process still holds it after ``patience_s`` seconds.
-    """
-    file = (run / "lock").open("a+", encoding="utf-8")
-    deadline = time.monotonic() + patience_s
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                break  # a file system without locks: nothing to hold on to
-            if time.monotonic() > deadline:
-                file.seek(0)
-                holder = file.read().strip()
-                raise InputError(
-                    f"run={run} is being trained by {holder}. Stop that one first, or choose another run=FOLDER."
-                ) from error
-            time.sleep(0.2)
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
-    return file
-
-
-def set_status(run: Path, status: str, detail: str = "") -> None:
-    """Write ``RUN/status``: first line running, finished, preempted or failed; then details. Scripts read it."""
-    write_atomically(run / "status", f"{status}\n{detail}\n".encode())
-
-
-def cut_after(path: Path, is_kept: Callable[[str], bool]) -> None:
-    """Drop a log's lines that a resumed run will write again; a half-written last line goes too."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    write_atomically(path, "".join(line for line in lines if line.endswith("\n") and is_kept(line)).encode())

@@ -1,7 +1,6 @@
 """Checkpoints: whole or passed over, never unpickled, never the last one lost."""
 
 import json
-import os
 import shutil
 
 import pytest
@@ -124,18 +123,3 @@ def test_find_by_name(tmp_path):
     shutil.rmtree(tmp_path / "checkpoints")
     with pytest.raises(InputError, match="not a run folder"):
         checkpoint.find(tmp_path, "best", pytest.fail)
-
-
-def test_a_run_folder_is_held_by_one(tmp_path):
-    held = checkpoint.lock(tmp_path)
-    with pytest.raises(InputError, match=rf"being trained by process {os.getpid()} on "):
-        checkpoint.lock(tmp_path, patience_s=0.1)
-    held.close()
-    checkpoint.lock(tmp_path, patience_s=0.1).close()
-
-
-def test_logs_are_cut_back_to_the_resumed_step(tmp_path):
-    path = tmp_path / "log.txt"
-    path.write_text("1\ta\n2\tb\n3\tc\n4\thalf a li")
-    checkpoint.cut_after(path, lambda line: int(line.split("\t")[0]) <= 2)
-    assert path.read_text() == "1\ta\n2\tb\n"

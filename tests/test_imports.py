@@ -18,6 +18,7 @@ FLOORS = {
     "captioning.checkpoint": 1,
     "captioning.progress": 1,
     "captioning.ranks": 1,
+    "captioning.run_folder": 1,
     "shards": 0,
 }
 

@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from captioning.checkpoint import cut_after
 from captioning.data.batches import CaptionBatch
+from captioning.run_folder import cut_after
 
 
 class Ledger:

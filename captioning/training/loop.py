@@ -12,7 +12,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from captioning import checkpoint
+from captioning import checkpoint, run_folder
 from captioning.config import Config, save_text
 from captioning.data.batches import CaptionBatch, train_steps
 from captioning.progress import bar
@@ -49,10 +49,10 @@ def train(config: Config) -> str:
             trainer.monitor.close()
     except BaseException as error:
         if ranks.is_main:
-            checkpoint.set_status(Path(config.run), "failed", f"{type(error).__name__}: {error}")
+            run_folder.set_status(Path(config.run), "failed", f"{type(error).__name__}: {error}")
         raise
     if ranks.is_main:
-        checkpoint.set_status(trainer.run, status, f"step {trainer.state.step} of {trainer.total_steps}{trainer.why}")
+        run_folder.set_status(trainer.run, status, f"step {trainer.state.step} of {trainer.total_steps}{trainer.why}")
     ranks.barrier()
     accelerator.end_training()
     return status

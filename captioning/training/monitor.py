@@ -12,9 +12,9 @@ from rich.table import Table
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from captioning.checkpoint import cut_after
 from captioning.config import Config
 from captioning.data.batches import CaptionBatch, TrainBatches
+from captioning.run_folder import cut_after
 from captioning.training.setup import Experiment
 
 

@@ -8,7 +8,7 @@ from typing import TextIO
 
 import torch
 
-from captioning import checkpoint
+from captioning import checkpoint, run_folder
 from captioning.checkpoint import Checkpoint, RunState
 from captioning.config import IDENTITY, Config, flat, save_text
 from captioning.config import load as load_config
@@ -93,7 +93,7 @@ def prepare(config: Config, world_size: int, on_progress: Progress) -> Experimen
     run = Path(config.run)
     changed = _compare_with_folder(config, run)
     if run.exists():
-        _locks.append(checkpoint.lock(run))
+        _locks.append(run_folder.lock(run))
     found = _checkpoint_to_continue(run, train)
     stored = None
     if found is None:
@@ -102,12 +102,12 @@ def prepare(config: Config, world_size: int, on_progress: Progress) -> Experimen
         stored = vocab.from_json(found.text("vocabulary.json"), str(found.folder / "vocabulary.json"))
     if not _locks:
         run.mkdir(parents=True, exist_ok=True)
-        _locks.append(checkpoint.lock(run))
+        _locks.append(run_folder.lock(run))
     write_atomically(run / "config.yaml", save_text(config).encode())  # first: it makes the folder a run's
     threshold, max_words = config.data.vocabulary_threshold, config.data.max_words
     vocabulary = encoded.encode(train, run / "encoded", threshold, max_words, stored, on_progress)
     write_atomically(run / "vocabulary.json", vocabulary.to_json().encode())
-    checkpoint.set_status(run, "running")
+    run_folder.set_status(run, "running")
     state = found.state if found else RunState(0, 0, world_size, train.fingerprint)
     return Experiment(
         train, val, vocabulary, EncodedCaptions(run / "encoded"), found, state, changed, loader_workers(config)
