@@ -32,6 +32,7 @@ class EncoderConfig:
     name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v2"] = "resnet50"
     weights: str | None = None  # a torchvision weights name (IMAGENET1K_V2), a .pth or .safetensors file, or null
     trainable: Literal["none", "layer4", "layer3", "layer2", "all"] = "none"  # this stage and those above it
+    gradient_checkpointing: bool = False  # trained stages keep no activations and compute them twice: memory for time
     freeze_batch_norm: bool = False  # the backbone's BatchNorm uses its stored statistics, also in trained stages
     projection_batch_norm: bool = True  # normalise the projected feature over the micro-batch
 

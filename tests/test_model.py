@@ -100,6 +100,35 @@ def test_frozen_means_frozen(trainable, trained):
     assert changed == set(("layer1", "layer2", "layer3", "layer4")[4 - trained :])
 
 
+@pytest.mark.parametrize("count", [4, 1])  # one image alone is normalised by the stored statistics
+def test_gradient_checkpointing_changes_neither_gradients_nor_statistics(count):
+    words, lengths = torch.tensor([[4, 5, END]] * count), torch.tensor([3] * count)
+    x, owner = images(count, 32), torch.arange(count)
+    results = []
+    for checkpointing in (False, True):
+        model = tiny(trainable="layer2", gradient_checkpointing=checkpointing).train()
+        model(x, words, lengths, owner).square().sum().backward()
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+        results.append((gradients, dict(model.named_buffers())))
+        assert all(m.training for m in model.encoder.stages["layer4"].modules())
+    for plain, checkpointed in zip(*results, strict=True):
+        assert plain.keys() == checkpointed.keys()
+        for name, value in plain.items():
+            torch.testing.assert_close(checkpointed[name], value, msg=name)
+    model.eval()(x, words, lengths, owner)
+
+
+def test_a_backbone_is_thawed_and_frozen_again():
+    model = tiny(trainable="layer3").train()
+    model.encoder.train_from("none")
+    assert not any(p.requires_grad for p in model.encoder.parameters())
+    assert not any(module.training for module in model.encoder.stages["layer4"].modules())
+    model.encoder.train_from("layer3")
+    assert model.encoder.frozen == ("layer1", "layer2")
+    assert all(p.requires_grad for name in ("layer3", "layer4") for p in model.encoder.stages[name].parameters())
+    assert all(module.training for module in model.encoder.stages["layer3"].modules())
+
+
 def test_frozen_batch_norm_keeps_its_statistics_in_trained_stages():
     model = tiny(trainable="all", freeze_batch_norm=True).train()
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}

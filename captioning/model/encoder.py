@@ -1,6 +1,8 @@
 """torchvision backbones as image encoders, with frozen stages that are truly frozen."""
 
 import urllib.error
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import safetensors
@@ -8,6 +10,7 @@ import safetensors.torch
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from captioning.config import EncoderConfig
 from shards.errors import InputError
@@ -30,12 +33,18 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig):
         super().__init__()
         self.stages, self.feature_size = _stages_of(config.name)
-        self.freeze_batch_norm = config.freeze_batch_norm
-        self.frozen = STAGES if config.trainable == "none" else STAGES[: _first_trained(config.trainable)]
-        for name in self.frozen:
-            self.stages[name].requires_grad_(False)
+        self.freeze_batch_norm, self.gradient_checkpointing = config.freeze_batch_norm, config.gradient_checkpointing
+        self.train_from(config.trainable)
         self.register_buffer("mean", torch.tensor(_MEAN).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(_STD).view(3, 1, 1) * 255, persistent=False)
+
+    def train_from(self, trainable: str) -> None:
+        """Train this stage and those above it, of STAGES, ``all`` or ``none`` of them; the others are frozen."""
+        first = {"none": len(STAGES), "all": 0}.get(trainable)
+        self.frozen = STAGES[: STAGES.index(trainable) if first is None else first]
+        for name, stage in self.stages.items():
+            stage.requires_grad_(name not in self.frozen)
+        self.train(self.training)
 
     def train(self, mode: bool = True) -> "Encoder":
         super().train(mode)
@@ -52,12 +61,15 @@ class Encoder(nn.Module):
             for name in self.frozen:
                 x = self.stages[name](x)
         for name in STAGES[len(self.frozen) :]:
-            x = self.stages[name](x)
+            x = self._trained(self.stages[name], x)
         return x.mean(dim=(2, 3))
 
-
-def _first_trained(trainable: str) -> int:
-    return 0 if trainable == "all" else STAGES.index(trainable)
+    def _trained(self, stage: nn.Module, x: Tensor) -> Tensor:
+        """A stage's output; with gradient checkpointing its insides are computed again for the backward pass
+        (https://arxiv.org/abs/1604.06174)."""
+        if not (self.gradient_checkpointing and torch.is_grad_enabled()):
+            return stage(x)
+        return checkpoint(stage, x, use_reentrant=False, context_fn=lambda: _recomputed(stage))
 
 
 def eval_batch_norm(module: nn.Module) -> None:
@@ -65,6 +77,26 @@ def eval_batch_norm(module: nn.Module) -> None:
     for child in module.modules():
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
             child.eval()
+
+
+def _recomputed(stage: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
+    """Contexts of a stage's forward pass and of its second one: there BatchNorm works in the mode it had in the first,
+    and its running statistics, which have seen this batch, stay as they are."""
+    norms = [m for m in stage.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    first = [(norm, norm.training) for norm in norms]
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        now = [(norm, norm.training) for norm in norms]
+        for norm, training in first:
+            norm.training, norm.track_running_stats = training, False
+        try:
+            yield
+        finally:
+            for norm, training in now:
+                norm.training, norm.track_running_stats = training, True
+
+    return nullcontext(), again()
 
 
 def _stages_of(name: str) -> tuple[nn.ModuleDict, int]:
