@@ -11,7 +11,7 @@ from captioning.predict import Predictor
 from captioning.progress import bar
 from captioning.ranks import join
 from captioning.scoring.evaluate import caption_split, score_captions
-from captioning.scoring.metrics import TOKENIZER
+from captioning.scoring.ptb import TOKENIZER
 from captioning.training.setup import loader_workers
 from launch.command import output_file, run
 from shards import index as shard_index

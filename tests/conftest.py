@@ -115,3 +115,14 @@ def coco_mini() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real COCO images are not here ({folder}): this test runs where the developers' data is")
     return folder
+
+
+def coco_references() -> dict[int, list[str]]:
+    """The captions of COCO's 5,000 validation images, as they are in the official file, by image id."""
+    path = DATA / "coco-captions-val2017.json"
+    if not path.is_file():
+        pytest.skip(f"COCO's captions are not here ({path}): this test runs where the developers' data is")
+    captions: dict[int, list[str]] = {}
+    for annotation in json.loads(path.read_text(encoding="utf-8"))["annotations"]:
+        captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
+    return captions

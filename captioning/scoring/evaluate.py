@@ -11,7 +11,9 @@ from captioning.data.vocabulary import Vocabulary
 from captioning.model.captioner import Captioner
 from captioning.model.search import greedy
 from captioning.ranks import Ranks
-from captioning.scoring import metrics
+from captioning.scoring.metrics import cider, mean_of, measure
+from captioning.scoring.ngrams import corpus
+from captioning.scoring.ptb import words_for_scoring
 from shards.errors import InputError
 from shards.index import Index
 from shards.order import rank_part
@@ -74,7 +76,7 @@ def score_captions(captions: Captions, index: Index) -> dict[str, float]:
     """
     texts = index.texts()
     samples = sorted(captions.of_sample)
-    candidates = [metrics.words_for_scoring(captions.of_sample[s]) for s in samples]
-    references = [[metrics.words_for_scoring(c) for c in texts[s].captions] for s in samples]
-    wrong = metrics.cider_d(candidates, references[1:] + references[:1])
-    return {**metrics.score(candidates, references), "CIDEr-D, wrong images": sum(wrong) / len(wrong)}
+    candidates = [words_for_scoring(captions.of_sample[s]) for s in samples]
+    references = [[words_for_scoring(c) for c in texts[s].captions] for s in samples]
+    wrong = mean_of("CIDEr-D, wrong images", cider(corpus(candidates, references[1:] + references[:1], 4), True))
+    return {metric.name: metric.value for metric in [*measure(candidates, references), wrong]}
