@@ -81,20 +81,24 @@ def eval_batch_norm(module: nn.Module) -> None:
 
 def _recomputed(stage: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
     """Contexts of a stage's forward pass and of its second one: there BatchNorm works in the mode it had in the first,
-    and its running statistics, which have seen this batch, stay as they are."""
+    on copies of its running statistics, which have seen this batch already."""
     norms = [m for m in stage.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    first = [(norm, norm.training) for norm in norms]
+    first = [norm.training for norm in norms]
 
     @contextmanager
     def again() -> Iterator[None]:
-        now = [(norm, norm.training) for norm in norms]
-        for norm, training in first:
-            norm.training, norm.track_running_stats = training, False
+        now = [(norm.training, dict(norm.named_buffers())) for norm in norms]
+        for norm, training in zip(norms, first, strict=True):
+            norm.training = training
+            for name, statistic in norm.named_buffers():
+                setattr(norm, name, statistic.clone())
         try:
             yield
         finally:
-            for norm, training in now:
-                norm.training, norm.track_running_stats = training, True
+            for norm, (training, statistics) in zip(norms, now, strict=True):
+                norm.training = training
+                for name, statistic in statistics.items():
+                    setattr(norm, name, statistic)
 
     return nullcontext(), again()
 
