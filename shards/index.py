@@ -1,14 +1,16 @@
 """What is in a split's shards: names, counts, sizes, hashes, and the byte offset of every sample.
 
 Beside each ``NAME-000000.tar`` lie ``NAME-000000.idx`` (NVIDIA DALI's text index, v1.2: a line a sample, for each of
-its files the extension, offset, size and name) and ``NAME-000000.captions.json`` (what each sample says, so that a
-vocabulary or references need no tar). ``NAME.json`` holds it together, in the ``wids-shard-index-v1`` form with keys of
-our own: sha256 per shard, a fingerprint of the data, how it was packed, what was left out.
+its files the extension, offset, size and name), ``NAME-000000.crc32`` (a checksum of each sample's image, 4 bytes each)
+and ``NAME-000000.captions.json`` (what each sample says, so that a vocabulary or references need no tar). ``NAME.json``
+holds it together, in the ``wids-shard-index-v1`` form with our own keys: sha256 per shard, a fingerprint of the data,
+how it was packed, what was left out.
 """
 
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -35,11 +37,44 @@ class Shard:
 
 @dataclass(frozen=True)
 class Extent:
-    """Where a sample's image lies in its tar: ``size`` bytes from ``offset``."""
+    """Where a sample's image lies in its tar: ``size`` bytes from ``offset``, and their checksum."""
 
     key: str
     offset: int
     size: int
+    crc32: int
+
+
+class Extents(Sequence[Extent]):
+    """The extents of a shard, from the bytes of its ``.idx`` and ``.crc32``. A line is parsed when it is asked for:
+    a rank may read two samples of a shard of thousands.
+
+    Raises:
+        ValueError: when the bytes do not fit the shard; also from a line that names no image.
+    """
+
+    def __init__(self, shard: Shard, idx: bytes, crc32: bytes):
+        self._idx, self._crc32 = idx, np.frombuffer(crc32, dtype="<u4")
+        self._ends = np.flatnonzero(np.frombuffer(idx, dtype=np.uint8) == ord("\n"))
+        header = idx.split(b"\n", 1)[0].decode(errors="replace")[:40]
+        found = (header, len(self), len(self._crc32))
+        if found != (f"v1.2 {shard.nsamples}", shard.nsamples, shard.nsamples):
+            raise ValueError(
+                f"header {header!r}, {len(self)} lines and {len(self._crc32)} checksums, the index says "
+                f"{shard.nsamples} samples"
+            )
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, number):
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        line = self._idx[self._ends[number] + 1 : self._ends[number + 1]].decode()
+        for ext, offset, size, name in zip(*[iter(line.split(" "))] * 4, strict=True):
+            if tars.is_image(ext):
+                return Extent(name.removesuffix(f".{ext}"), int(offset), int(size), int(self._crc32[number]))
+        raise ValueError(f"the line {line[:80]!r} names no image")
 
 
 @dataclass(frozen=True)
@@ -80,7 +115,7 @@ class Index:
 
 
 def _missing_or_cut(shard: Shard) -> str | None:
-    for path in (shard.path, shard.path.with_suffix(".idx"), captions_path(shard.path)):
+    for path in (shard.path, *files_beside(shard.path)):
         if not path.is_file():
             return f"{path} is missing"
     if (size := shard.path.stat().st_size) != shard.filesize:
@@ -135,32 +170,39 @@ def read_texts(shard: Shard) -> list[SampleText]:
     return texts
 
 
-@lru_cache(maxsize=64)
-def read_extents(shard: Shard) -> list[Extent]:
+@lru_cache(maxsize=512)  # some 100 bytes a sample
+def read_extents(shard: Shard) -> Extents:
     """Where each sample of a shard lies, from its ``.idx``.
 
     Raises:
         InputError: when the file is missing or does not fit the tar.
     """
-    path = shard.path.with_suffix(".idx")
+    idx, crc32 = shard.path.with_suffix(".idx"), shard.path.with_suffix(".crc32")
     try:
-        header, *lines = path.read_text(encoding="utf-8").splitlines()
-        if header != f"v1.2 {shard.nsamples}" or len(lines) != shard.nsamples:
-            raise ValueError(f"header {header!r} and {len(lines)} lines, the index says {shard.nsamples} samples")
-        return [_extent(line) for line in lines]
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path} cannot be read ({error}). Copy it again, with its tar.") from error
+        return Extents(shard, idx.read_bytes(), crc32.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{idx} or {crc32.name} cannot be read ({error}). Copy them again, with their tar.") from error
 
 
-def _extent(line: str) -> Extent:
-    for ext, offset, size, name in zip(*[iter(line.split(" "))] * 4, strict=True):
-        if tars.is_image(ext):
-            return Extent(name.removesuffix(f".{ext}"), int(offset), int(size))
-    raise ValueError(f"the line {line[:80]!r} names no image")
+def extent_of(shard: Shard, number: int) -> Extent:
+    """Where one sample of a shard lies.
+
+    Raises:
+        InputError: when the shard's ``.idx`` cannot be read, or says nonsense of this sample.
+    """
+    try:
+        return read_extents(shard)[number]
+    except ValueError as error:
+        raise InputError(f"{shard.path.with_suffix('.idx')}: {error}. Copy it again, with its tar.") from error
 
 
 def captions_path(tar: Path) -> Path:
     return tar.with_suffix(".captions.json")
+
+
+def files_beside(tar: Path) -> list[Path]:
+    """The files that belong to a tar."""
+    return [tar.with_suffix(".idx"), tar.with_suffix(".crc32"), captions_path(tar)]
 
 
 def sha256_of(path: Path) -> str:
@@ -206,6 +248,8 @@ def _damage(shard: Shard) -> str | None:
     samples = [sample for sample in tars.samples_of(shard.path) if sample.key in known]
     if tars.idx_text(samples) != shard.path.with_suffix(".idx").read_text(encoding="utf-8", errors="replace"):
         return f"{shard.path.with_suffix('.idx')}: does not match its tar"
+    if tars.checksums(shard.path, samples) != shard.path.with_suffix(".crc32").read_bytes():
+        return f"{shard.path.with_suffix('.crc32')}: does not match its tar"
     with shard.path.open("rb") as tar:
         for sample, text in zip(samples, texts, strict=True):
             if tars.text_of(sample, tar) != text:

@@ -3,8 +3,9 @@
 Which record goes into which shard is settled before the first image is converted: records are shuffled once (so that
 neighbours are not alike), and a shard takes a fixed number of them, estimated from a sample of converted images. An
 unreadable image makes its shard shorter and moves nothing else. A shard is finished when its tar is there: .idx,
-captions and tar are each written to a temporary name and renamed, the tar last, so a killed packing leaves whole shards
-and the same command makes the rest. A shard that had to leave out images is made again, as they may have been mended.
+checksums, captions and tar are each written to a temporary name and renamed, the tar last, so a killed packing leaves
+whole shards and the same command makes the rest. A shard that had to leave out images is made again, as they may have
+been mended.
 """
 
 import hashlib
@@ -209,7 +210,9 @@ def _pack_shard(
                 skipped.append(Skipped(record.image, jpeg))
             on_progress(number)
     _sync(temporary)
-    shard_index.write_atomically(tar.with_suffix(".idx"), tars.idx_text(tars.samples_of(temporary)).encode())
+    members = tars.samples_of(temporary)
+    shard_index.write_atomically(tar.with_suffix(".idx"), tars.idx_text(members).encode())
+    shard_index.write_atomically(tar.with_suffix(".crc32"), tars.checksums(temporary, members))
     size, sha256 = temporary.stat().st_size, shard_index.sha256_of(temporary)
     finished = {"plan": plan, "filesize": size, "sha256": sha256, "skipped": [asdict(s) for s in skipped]}
     shard_index.write_atomically(shard_index.captions_path(tar), _json({**finished, "samples": samples}))
@@ -272,7 +275,7 @@ def _reasons(skipped: list[Skipped]) -> str:
 def _remove(tars: list[Path], new_folder: Path | None) -> None:
     """Take back what a failed packing wrote."""
     for tar in tars:
-        for path in (tar, tar.with_suffix(".idx"), shard_index.captions_path(tar)):
+        for path in (tar, *shard_index.files_beside(tar)):
             path.unlink(missing_ok=True)
     if new_folder and new_folder.exists():
         new_folder.rmdir()

@@ -1,10 +1,11 @@
 """A sample's number -> its image and captions, or a hole that keeps its place."""
 
+import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 
 from shards import storage
-from shards.index import Index, Shard, read_extents, read_texts
+from shards.index import Index, Shard, extent_of, read_texts
 from shards.tars import SampleText
 
 
@@ -53,16 +54,18 @@ class Hole:
 def read_sample(index: Index, sample: int) -> Sample | Hole:
     """Read one sample of a split by number (0 .. len(index) - 1), in one read of its shard."""
     shard, number = index.locate(sample)
-    extent = read_extents(shard)[number]
+    extent = extent_of(shard, number)
     try:
         data = storage.read(shard.path, extent.offset, extent.size)
     except OSError as error:
         return Hole(extent.key, shard.path.name, extent.offset, f"{type(error).__name__}: {error}")
+    if zlib.crc32(data) != extent.crc32:
+        return Hole(extent.key, shard.path.name, extent.offset, "its bytes are not those that were packed")
     return Sample(extent.key, data, shard, number)
 
 
 def hole_of(index: Index, sample: int, reason: str) -> Hole:
     """The hole a sample leaves whose bytes were read but are no image."""
     shard, number = index.locate(sample)
-    extent = read_extents(shard)[number]
+    extent = extent_of(shard, number)
     return Hole(extent.key, shard.path.name, extent.offset, reason)

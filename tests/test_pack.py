@@ -172,7 +172,7 @@ def test_mended_images_are_taken_up_and_strict_looks_again(tmp_path):
     assert len(pack(source, "train", tmp_path / "out", Settings(), strict=True)) == 8
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "idx", "no idx", "captions", "a caption"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "idx", "no idx", "crc32", "captions", "a caption"])
 def test_verify_finds_every_damage(drawn, tmp_path, damage):
     index = pack_small(drawn, tmp_path / "out")
     tar = index.shards[1].path
@@ -190,6 +190,9 @@ def test_verify_finds_every_damage(drawn, tmp_path, damage):
             path.write_text(path.read_text().replace(" 512 ", " 513 ", 1))
         case "no idx":
             tar.with_suffix(".idx").unlink()
+        case "crc32":
+            path = tar.with_suffix(".crc32")
+            path.write_bytes(b"\0" + path.read_bytes()[1:])
         case "a caption":
             path = shard_index.captions_path(tar)
             path.write_text(path.read_text().replace("There is a", "There was a", 1))

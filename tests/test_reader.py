@@ -8,6 +8,7 @@ import pytest
 from shards import index as shard_index
 from shards import storage
 from shards.errors import InputError
+from shards.images import open_rgb
 from shards.reader import Hole, read_sample
 
 
@@ -71,5 +72,26 @@ def test_an_idx_of_another_tar_is_refused(copy):
     index = shard_index.load(copy / "train.json")
     idx = index.shards[0].path.with_suffix(".idx")
     idx.write_text("\n".join(idx.read_text().splitlines()[:-1]))
-    with pytest.raises(InputError, match="Copy it again"):
+    with pytest.raises(InputError, match="Copy them again"):
         read_sample(index, 0)
+
+
+@pytest.mark.parametrize("line", ["nonsense", "jpg x 7 key.jpg", "txt 0 7 key.txt", ""])
+def test_an_idx_of_nonsense_is_refused(copy, line):
+    index = shard_index.load(copy / "train.json")
+    idx = index.shards[0].path.with_suffix(".idx")
+    idx.write_text("\n".join([line if i == 3 else old for i, old in enumerate(idx.read_text().split("\n"))]))
+    with pytest.raises(InputError, match=r"train-000000\.idx"):
+        read_sample(index, 2)
+
+
+def test_a_flipped_bit_is_a_hole_also_where_the_image_still_decodes(copy):
+    index = shard_index.load(copy / "train.json")
+    extent = shard_index.read_extents(index.shards[0])[5]
+    data = bytearray(index.shards[0].path.read_bytes())
+    data[extent.offset + extent.size - 40] ^= 1
+    open_rgb(bytes(data[extent.offset : extent.offset + extent.size]))  # no complaint
+    index.shards[0].path.write_bytes(data)
+    read = [read_sample(index, number) for number in range(len(index))]
+    assert [number for number, sample in enumerate(read) if isinstance(sample, Hole)] == [5]
+    assert (read[5].key, read[5].offset) == (extent.key, extent.offset) and "not those that were packed" in str(read[5])
