@@ -1,0 +1,31 @@
+"""Measure: ratios of contenders timed in turns in one run, with machine, versions and command."""
+
+import argparse
+import importlib
+from pathlib import Path
+
+from launch.bench import table
+from launch.command import output_file, run
+
+# Each is a module here with ``arguments(parser)`` and ``measure(arguments) -> list[Table]``.
+MODES: dict[str, str] = {}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m launch.bench", description=__doc__)
+    modes = parser.add_subparsers(dest="mode", required=True, metavar="{" + ",".join(MODES) + "}")
+    modules = {mode: importlib.import_module(f"launch.bench.{mode}") for mode in MODES}
+    for mode, module in modules.items():
+        of_mode = modes.add_parser(mode, help=MODES[mode], description=module.__doc__)
+        of_mode.add_argument("--json", type=output_file, metavar="FILE", help="write the tables there too")
+        module.arguments(of_mode)
+    arguments = parser.parse_args()
+    found = table.machine()
+    tables = modules[arguments.mode].measure(arguments)
+    table.show(tables, found)
+    if arguments.json:
+        table.write(Path(arguments.json), tables, found)
+
+
+if __name__ == "__main__":
+    run(main)

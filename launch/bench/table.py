@@ -1,0 +1,91 @@
+"""What a benchmark prints: the machine, the command, and a table; and the same as JSON."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from shards.index import write_atomically
+
+Cell = str | int | float | None
+
+
+@dataclass
+class Table:
+    """Rows of one measurement; ``notes`` say what was done and what to mind in reading it."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[Cell]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores this process may use, memory, devices, versions, and how busy the machine was at the start."""
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "accelerate", "webdataset")}
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
+        "devices": devices,
+        "python": platform.python_version(),
+        **versions,
+        "load_at_start": round(os.getloadavg()[0], 1),
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def command() -> str:
+    """This process's command line, as it would be typed."""
+    mode = " ".join(map(shlex.quote, sys.argv[1:]))
+    return f"python -m launch.bench {mode}"
+
+
+def show(tables: list[Table], found: dict[str, Any]) -> None:
+    """Print machine, command and tables."""
+    console = Console()
+    console.print(command(), markup=False, highlight=False)
+    console.print(", ".join(f"{name} {_text(value)}" for name, value in found.items()), markup=False, highlight=False)
+    for table in tables:
+        drawn = RichTable(title=table.title, title_justify="left")
+        for number, column in enumerate(table.columns):
+            drawn.add_column(column, justify="left" if number == 0 else "right")
+        for row in table.rows:
+            drawn.add_row(*map(_text, row))
+        console.print(drawn)
+        for note in table.notes:
+            console.print(f"  {note}", markup=False, highlight=False)
+
+
+def _text(value: Any) -> str:
+    match value:
+        case None:
+            return "-"
+        case float():
+            return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+        case list():
+            return ", ".join(map(_text, value)) or "none"
+        case _:
+            return str(value)
+
+
+def write(path: Path, tables: list[Table], found: dict[str, Any]) -> None:
+    """The same as ``show`` prints, as JSON."""
+    document = {"command": command(), "machine": found, "tables": [asdict(table) for table in tables]}
+    write_atomically(path, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
