@@ -34,16 +34,20 @@ class EncoderConfig:
     trainable: Literal["none", "layer4", "layer3", "layer2", "all"] = "none"  # this stage and those above it
     gradient_checkpointing: bool = False  # trained stages keep no activations and compute them twice: memory for time
     freeze_batch_norm: bool = False  # the backbone's BatchNorm uses its stored statistics, also in trained stages
-    projection_batch_norm: bool = True  # normalise the projected feature over the micro-batch
+    projection_batch_norm: bool = True  # for lstm: normalise the projected feature over the micro-batch
+    grid_size: int | None = None  # for attention, transformer: pool the feature map to this side; null: as it comes
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    kind: Literal["lstm"] = "lstm"
+    # lstm sees the image once, as one vector; attention (an LSTM too) and transformer look at its grid at every word
+    kind: Literal["lstm", "attention", "transformer"] = "lstm"
     embedding_size: int = 256
     hidden_size: int = 512
     num_layers: int = 1
+    num_heads: int = 8  # of the transformer
     dropout: float = 0.0  # on the word embeddings, between layers, and before the word classifier
+    attention_regulariser: float = 1.0  # for attention: weight of looking at every place once in a caption
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,10 @@ class CheckpointConfig:
 class EvaluateConfig:
     every_steps: int | None = None  # null: at every epoch's end
     batch_size: int = 64  # images a process captions at once
+    beam_size: int = 1  # captions kept while searching for the best; 1 is greedy search
+    length_penalty: float = 0.0  # beams are ranked by log-probability / (words + 1) ** this; 1 is the mean per word
+    min_words: int = 0  # no caption ends before
+    no_repeat_ngram: int = 0  # no caption says so many words in a row twice; 0: it may
 
 
 @dataclass(frozen=True)
@@ -112,11 +120,14 @@ IDENTITY = (
     "encoder.trainable",
     "encoder.freeze_batch_norm",
     "encoder.projection_batch_norm",
+    "encoder.grid_size",
     "decoder.kind",
     "decoder.embedding_size",
     "decoder.hidden_size",
     "decoder.num_layers",
+    "decoder.num_heads",
     "decoder.dropout",
+    "decoder.attention_regulariser",
     "train.global_batch_size",
 )
 
@@ -246,6 +257,8 @@ def _impossible(config: Config) -> list[str]:
         "decoder.embedding_size",
         "decoder.hidden_size",
         "decoder.num_layers",
+        "decoder.num_heads",
+        "encoder.grid_size",
         "train.global_batch_size",
         "train.micro_batch_size",
         "train.epochs",
@@ -255,9 +268,11 @@ def _impossible(config: Config) -> list[str]:
         "checkpoint.every_steps",
         "evaluate.every_steps",
         "evaluate.batch_size",
+        "evaluate.beam_size",
         "monitor.log_every_steps",
     ]
     at_least_zero = ["seed", "data.workers", "data.hole_budget", "optim.weight_decay", "optim.warmup_steps"]
+    at_least_zero += ["decoder.attention_regulariser", "evaluate.min_words", "evaluate.no_repeat_ngram"]
     positive = ["optim.encoder_learning_rate", "optim.decoder_learning_rate", "optim.clip_norm"]
     values = flat(config)
     mistakes = [f"{k}: {values[k]} must be at least 1" for k in at_least_one if values[k] is not None and values[k] < 1]
@@ -266,6 +281,7 @@ def _impossible(config: Config) -> list[str]:
     mistakes += [f"{key}: must be given" for key in ("run", "data.train") if not values[key]]
     if not 0 <= config.decoder.dropout < 1:
         mistakes.append(f"decoder.dropout: {config.decoder.dropout} is not in [0, 1)")
+    mistakes += _unfitting_decoder(config)
     if config.checkpoint.keep < 2:
         mistakes.append(
             "checkpoint.keep: at least 2, so that a damaged newest checkpoint costs one interval, not the run"
@@ -274,4 +290,19 @@ def _impossible(config: Config) -> list[str]:
         mistakes.append("data.resize_size: must not be smaller than data.image_size, the crop taken from it")
     if (config.train.epochs is None) == (config.train.total_steps is None):
         mistakes.append("train.epochs, train.total_steps: give exactly one of the two")
+    return mistakes
+
+
+def _unfitting_decoder(config: Config) -> list[str]:
+    """Settings the decoder of this kind cannot have."""
+    decoder, mistakes = config.decoder, []
+    if decoder.kind == "lstm" and config.encoder.grid_size is not None:
+        mistakes.append("encoder.grid_size: decoder.kind=lstm sees no grid; this is for attention and transformer")
+    if decoder.kind == "attention" and decoder.num_layers != 1:
+        mistakes.append("decoder.num_layers: decoder.kind=attention has one layer")
+    if decoder.kind == "transformer":
+        if decoder.embedding_size != decoder.hidden_size:
+            mistakes.append("decoder.embedding_size: must equal decoder.hidden_size, the transformer's width")
+        if decoder.num_heads > 0 and (decoder.hidden_size % decoder.num_heads or decoder.hidden_size % 4):
+            mistakes.append("decoder.hidden_size: must be a multiple of decoder.num_heads, and of 4 for the positions")
     return mistakes

@@ -15,7 +15,7 @@ from captioning.data import vocabulary as vocab
 from captioning.data.transforms import preprocessing_of
 from captioning.data.vocabulary import Vocabulary
 from captioning.model.captioner import Captioner
-from captioning.model.search import greedy
+from captioning.model.search import SearchOptions, options_of, search
 from shards.errors import InputError
 from shards.images import UnreadableImageError, open_rgb
 
@@ -50,17 +50,21 @@ class Predictor:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         return cls(model.eval().to(place), vocabulary, config, found.state.step, place)
 
-    def caption(self, images: Sequence[ImageLike], batch_size: int = 32) -> list[str]:
-        """Greedy captions of files or PIL images, in their order.
+    def caption(
+        self, images: Sequence[ImageLike], batch_size: int = 32, options: SearchOptions | None = None
+    ) -> list[str]:
+        """Captions of files or PIL images, in their order; searched for as in validation unless ``options`` say how.
 
         Raises:
             InputError: naming the first file that is missing or is no image.
         """
+        options = options or options_of(self.config.evaluate)
         preprocessing, captions = preprocessing_of(self.config), list[str]()
         for start in range(0, len(images), batch_size):
             tensors = [preprocessing.for_evaluation(opened(image)) for image in images[start : start + batch_size]]
-            words = greedy(self.model, torch.stack(tensors).to(self.device), self.config.data.max_words)
-            captions += [self.vocabulary.decode(ids) for ids in words.tolist()]
+            batch = torch.stack(tensors).to(self.device)
+            found = search([self.model], batch, options, self.config.data.max_words)
+            captions += [self.vocabulary.decode(best[0].ids) for best in found]
         return captions
 
 

@@ -1,4 +1,4 @@
-"""Encoder, decoder, captioner and greedy search."""
+"""Encoder, decoders and captioner."""
 
 import pytest
 import safetensors.torch
@@ -6,14 +6,14 @@ import torch
 import torchvision
 from torch import nn
 
+from captioning import config as configuration
 from captioning.config import Config, DecoderConfig, EncoderConfig
-from captioning.data.vocabulary import END, PAD, START, UNK
+from captioning.data.vocabulary import END, PAD, START
 from captioning.model.captioner import Captioner
-from captioning.model.decoder import LstmDecoder, is_target
 from captioning.model.encoder import Encoder, load_pretrained
-from captioning.model.search import greedy
 from shards.errors import InputError
 
+KINDS = ["lstm", "attention", "transformer"]
 NAMES = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v2"]
 
 
@@ -21,10 +21,15 @@ def images(count=2, size=64):
     return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
 
 
-def tiny(**encoder) -> Captioner:
+def tiny(kind="lstm", **encoder) -> Captioner:
     torch.manual_seed(0)
-    config = Config(encoder=EncoderConfig("resnet18", **encoder), decoder=DecoderConfig("lstm", 8, 12, 1))
+    config = Config(encoder=EncoderConfig("resnet18", **encoder), decoder=tiny_decoder(kind))
     return Captioner(config, vocabulary_size=9)
+
+
+def tiny_decoder(kind: str, **changes) -> DecoderConfig:
+    sizes = {"embedding_size": 12, "hidden_size": 12, "num_heads": 3, "num_layers": 1 if kind == "attention" else 2}
+    return DecoderConfig(kind, **{**sizes, **changes})
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -41,7 +46,7 @@ def test_an_encoder_computes_what_torchvision_does(name, tmp_path):
     head = "classifier" if name == "mobilenet_v2" else "fc"
     setattr(theirs, head, nn.Identity())
     with torch.no_grad():
-        expected, got = theirs(normalised), ours.eval()(x)
+        expected, got = theirs(normalised), ours.eval()(x).mean(dim=(2, 3))
     assert got.shape == (2, ours.feature_size)
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
@@ -92,7 +97,7 @@ def test_frozen_means_frozen(trainable, trained):
     before = {name: value.clone() for name, value in model.encoder.stages.state_dict().items()}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     words = torch.tensor([[4, 5, END], [6, END, PAD]])
-    model(images(), words, torch.tensor([3, 2]), torch.tensor([0, 1])).sum().backward()
+    model(images(), words, torch.tensor([3, 2]), torch.tensor([0, 1]))[0].sum().backward()
     optimizer.step()
     changed = {
         name.split(".")[0] for name, v in model.encoder.stages.state_dict().items() if not torch.equal(v, before[name])
@@ -137,64 +142,138 @@ def test_frozen_batch_norm_keeps_its_statistics_in_trained_stages():
     assert changed == {"projection"}
 
 
-def test_teacher_forcing_and_search_are_one_model():
-    """forward's logits for a caption are those of start and step, word by word."""
-    torch.manual_seed(0)
-    decoder = LstmDecoder(DecoderConfig("lstm", 8, 12, 2), vocabulary_size=9).eval()
-    features = torch.randn(2, 8)
-    words, lengths = torch.tensor([[4, 5, 6, END], [7, END, PAD, PAD]]), torch.tensor([4, 2])
-    logits = decoder(features, words, lengths)
-    assert logits.shape == (6, 9)
-    state, previous, stepped = decoder.start(features), torch.tensor([START, START]), []
-    for t in range(4):
-        step, state = decoder.step(state, previous)
-        stepped.append(step)
-        previous = words[:, t]
-    torch.testing.assert_close(logits, torch.stack(stepped, dim=1)[is_target(words, lengths)])
+def random_captions(count: int, images: int, longest: int = 7) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Padded words ending in <end>, lengths, and owners in no order; the last image has no caption."""
+    lengths = torch.randint(1, longest + 1, (count,))
+    words = torch.full((count, int(lengths.max())), PAD)
+    for row, length in zip(words, lengths, strict=True):
+        row[:length] = torch.cat([torch.randint(4, 9, (int(length) - 1,)), torch.tensor([END])])
+    return words, lengths, torch.randint(0, images - 1, (count,))
 
 
-def test_padding_does_not_matter():
-    decoder = LstmDecoder(DecoderConfig("lstm", 8, 12, 1), vocabulary_size=9)
-    features, lengths = torch.randn(1, 8), torch.tensor([2])
-    short = decoder(features, torch.tensor([[4, END]]), lengths)
-    torch.testing.assert_close(short, decoder(features, torch.tensor([[4, END, PAD, PAD]]), lengths))
+@pytest.mark.parametrize("kind", KINDS)
+def test_teacher_forcing_and_search_are_one_model(kind):
+    """forward's logits for a caption are those of start and step alone, word by word: no caption sees its neighbours,
+    its padding or a later word."""
+    model = tiny(kind).eval()
+    words, lengths, owner = random_captions(9, images=4)
+    features = model.encode(images(4, 96))
+    logits, _ = model.decoder(features, words, lengths, owner)
+    assert logits.shape == (int(lengths.sum()), 9)
+    stepped = []
+    for caption, length, image in zip(words, lengths, owner, strict=True):
+        state, previous = model.decoder.start(features[image : image + 1]), START
+        for word in caption[:length].tolist():
+            step, state = model.decoder.step(state, torch.tensor([previous]))
+            stepped.append(step[0])
+            previous = word
+    torch.testing.assert_close(logits, torch.stack(stepped), rtol=1e-4, atol=1e-5)
 
 
-def test_the_image_reaches_every_word():
-    model = tiny().eval()
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_state_can_be_copied_and_reordered_within_an_image(kind):
+    """What beam search does: two captions an image, exchanged after a word, go on as each would alone."""
+    model = tiny(kind).eval()
+    features = model.encode(images(2, 96))
+    said = torch.tensor([[4, 5, 6], [7, 8, 4], [5, 5, 7], [6, 4, 8]])  # two captions for each of two images
+    alone = []
+    for image, caption in zip((0, 0, 1, 1), said, strict=True):
+        state = model.decoder.start(features[image : image + 1])
+        for word in caption:
+            logits, state = model.decoder.step(state, word[None])
+        alone.append(logits[0])
+    state = model.decoder.start(features).select(torch.tensor([0, 0, 1, 1]))
+    _, state = model.decoder.step(state, said[:, 0])
+    swap = torch.tensor([1, 0, 3, 2])
+    state = state.select(swap)
+    for t in (1, 2):
+        logits, state = model.decoder.step(state, said[swap, t])
+    torch.testing.assert_close(logits, torch.stack(alone)[swap], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_caption_does_not_depend_on_its_batch(kind):
+    """Loss and penalty of a batch are the sums over its captions one by one, whatever their number and padding."""
+    model = tiny(kind).eval()
+    words, lengths, owner = random_captions(6, images=3)
+    features = model.encode(images(3, 96))
+    logits, penalty = model.decoder(features, words, lengths, owner)
+    single = []
+    for row in range(6):
+        image = features[owner[row] : owner[row] + 1]
+        padded = torch.cat([words[row : row + 1], torch.full((1, 3), PAD)], dim=1)
+        single.append(model.decoder(image, padded, lengths[row : row + 1], torch.tensor([0])))
+    torch.testing.assert_close(logits, torch.cat([each for each, _ in single]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(penalty, sum(each for _, each in single))
+    assert bool(penalty > 0) == (kind == "attention")
+
+
+def test_the_penalty_is_the_papers():
+    """lambda * mean over places of (1 - sum of weights)^2, a caption counted once for each of its words."""
+    model = tiny("attention").eval()
+    features, words = model.encode(images(1, 96)), torch.tensor([[4, 5, END]])
+    _, penalty = model.decoder(features, words, torch.tensor([3]), torch.tensor([0]))
+    state, looked = model.decoder.start(features), torch.zeros(9)
+    for word in (START, 4, 5):
+        _, state = model.decoder.step(state, torch.tensor([word]))
+        looked += state.weights[0]
+    torch.testing.assert_close(penalty, 3 * (1 - looked).square().mean())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_image_reaches_every_word(kind):
+    model = tiny(kind).eval()
     words, lengths = torch.tensor([[4, 5, END], [4, 5, END]]), torch.tensor([3, 3])
-    logits = model(images(), words, lengths, torch.tensor([0, 1]))
-    assert not torch.allclose(logits[2], logits[5], atol=1e-6)
+    logits, _ = model(images(), words, lengths, torch.tensor([0, 1]))
+    assert not torch.isclose(logits[:3], logits[3:], atol=1e-6).all(dim=1).any()
 
 
-def test_an_empty_micro_batch_gives_zero_gradients_everywhere():
-    model = tiny(trainable="all").train()
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_parameter_gets_a_gradient(kind):
+    model = tiny(kind, trainable="all").train()
+    logits, penalty = model(images(3, 96), *random_captions(5, images=3))
+    (logits.square().sum() + penalty).backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_empty_micro_batch_gives_zero_gradients_everywhere(kind):
+    model = tiny(kind, trainable="all").train()
     nothing = torch.empty(0, dtype=torch.int64)
-    logits = model(images(0), nothing.view(0, 0), nothing, nothing)
+    logits, penalty = model(images(0), nothing.view(0, 0), nothing, nothing)
     assert logits.shape == (0, 9)
-    nn.functional.cross_entropy(logits, nothing, reduction="sum").backward()
+    (nn.functional.cross_entropy(logits, nothing, reduction="sum") + penalty).backward()
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
 
 
-def test_one_image_trains_without_batch_statistics():
-    model = tiny(trainable="all").train()
-    model(images(1, 32), torch.tensor([[4, END]]), torch.tensor([2]), torch.tensor([0])).sum().backward()
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_image_trains_without_batch_statistics(kind):
+    model = tiny(kind, trainable="all").train()
+    model(images(1, 32), torch.tensor([[4, END]]), torch.tensor([2]), torch.tensor([0]))[0].sum().backward()
     assert all(module.training for module in model.modules()), "the mode is as before"
 
 
-@torch.no_grad()
-def test_greedy_takes_the_best_word_and_stops_at_end():
-    model = tiny().eval()
-    x = images(3)
-    words = greedy(model, x, max_words=6)
-    for row, image in zip(words.tolist(), x, strict=True):
-        state, previous = model.decoder.start(model.encode(image[None])), torch.tensor([START])
-        for word in row:
-            logits, state = model.decoder.step(state, previous)
-            allowed = [w for w in range(9) if w not in (PAD, START, UNK)]
-            assert word == max(allowed, key=lambda w: float(logits[0, w]))
-            previous = torch.tensor([word])
-            if word == END:
-                break
-    model.decoder.classifier.bias[END] = 100.0
-    assert greedy(model, x, max_words=6).tolist() == [[END]] * 3
+@pytest.mark.parametrize("kind", ["attention", "transformer"])
+def test_the_grid_is_the_feature_map_row_by_row(kind):
+    """A bright corner of the image is nearest in the same corner of the grid, and the size is as configured."""
+    model = tiny(kind, grid_size=4).eval()
+    assert model.encode(images(2, 64)).shape == (2, 16, 512)
+    native = tiny(kind).eval()
+    dark, bright = torch.zeros(1, 3, 256, 256, dtype=torch.uint8), torch.zeros(1, 3, 256, 256, dtype=torch.uint8)
+    bright[:, :, 32:64, 192:224] = 255  # row 1, column 6 of 8
+    changed = (native.encode(bright) - native.encode(dark)).norm(dim=2)[0]
+    assert changed.argmax() == 8 + 6
+
+
+def test_a_decoder_that_cannot_be_is_refused():
+    cases = (
+        ({"encoder": {"grid_size": 7}}, "encoder.grid_size"),
+        ({"decoder": {"kind": "attention", "num_layers": 2}}, "decoder.num_layers"),
+        ({"decoder": {"kind": "transformer"}}, "decoder.embedding_size"),
+        ({"decoder": {"kind": "transformer", "embedding_size": 36, "hidden_size": 36}}, "decoder.num_heads"),
+    )
+    for sections, message in cases:
+        values = {"run": "r", "data": {"train": "t"}, "train": {"epochs": 1}, **sections}
+        with pytest.raises(InputError, match=message):
+            configuration.from_dict(values, "test")

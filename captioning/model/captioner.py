@@ -1,38 +1,61 @@
 """Encoder, projection and decoder as one model."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captioning.config import Config
+from captioning.model.attention import AttentionDecoder
 from captioning.model.decoder import LstmDecoder
 from captioning.model.encoder import Encoder, eval_batch_norm
+from captioning.model.transformer import TransformerDecoder
 
 
 class Captioner(nn.Module):
-    """Image -> caption. The encoder's feature is projected to the decoder's embedding size and batch-normalised."""
+    """Image -> caption.
+
+    The LSTM gets the mean of the encoder's feature map, projected to the embedding size and batch-normalised; the
+    decoders that look get the map itself, as a grid of P places.
+    """
 
     def __init__(self, config: Config, vocabulary_size: int):
         super().__init__()
-        size = config.decoder.embedding_size
         self.encoder = Encoder(config.encoder)
-        norm = nn.BatchNorm1d(size) if config.encoder.projection_batch_norm else nn.Identity()
-        self.projection = nn.Sequential(nn.Linear(self.encoder.feature_size, size), norm)
-        self.decoder = LstmDecoder(config.decoder, vocabulary_size)
+        self.grid_size = config.encoder.grid_size
+        self.projection: nn.Module = nn.Identity()
+        size = self.encoder.feature_size
+        self.decoder: LstmDecoder | AttentionDecoder | TransformerDecoder
+        match config.decoder.kind:
+            case "lstm":
+                width = config.decoder.embedding_size
+                norm = nn.BatchNorm1d(width) if config.encoder.projection_batch_norm else nn.Identity()
+                self.projection = nn.Sequential(nn.Linear(size, width), norm)
+                self.decoder = LstmDecoder(config.decoder, vocabulary_size)
+            case "attention":
+                self.decoder = AttentionDecoder(config.decoder, size, vocabulary_size)
+            case "transformer":
+                self.decoder = TransformerDecoder(config.decoder, size, vocabulary_size)
         self.to(memory_format=torch.channels_last)
 
     def encode(self, images: Tensor) -> Tensor:
-        """uint8 [B, 3, S, S] -> features [B, E]."""
-        return self.projection(self.encoder(images))
+        """uint8 [B, 3, S, S] -> what the decoder looks at: features [B, E] for the LSTM, else a grid [B, P, D]."""
+        features = self.encoder(images)
+        if isinstance(self.decoder, LstmDecoder):
+            return self.projection(features.mean(dim=(2, 3)))
+        if self.grid_size is not None:
+            features = F.adaptive_avg_pool2d(features, self.grid_size)
+        return features.flatten(2).transpose(1, 2).contiguous()
 
-    def forward(self, images: Tensor, words: Tensor, lengths: Tensor, owner: Tensor) -> Tensor:
+    def forward(self, images: Tensor, words: Tensor, lengths: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [sum(lengths), V] of each caption's words, each image encoded once; see CaptionBatch for the shapes.
+        And the decoder's penalty [], which the training loss adds to the summed cross-entropy.
 
         An empty micro-batch gives logits [0, V] that depend on every parameter, so that its backward pass yields
         zero gradients and the rank takes part in the all-reduce.
         """
-        if not len(images):
-            anchor = torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum()
-            return (anchor * 0.0).expand(0, self.decoder.classifier.out_features)
+        if not len(words):
+            anchor = torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum() * 0.0
+            return anchor.expand(0, self.decoder.vocabulary_size), anchor
         if self.training and len(images) == 1:
             # One image has no batch statistics: it is normalised by the stored ones.
             eval_batch_norm(self)
@@ -40,4 +63,4 @@ class Captioner(nn.Module):
             features = self.encode(images)
         finally:
             self.train(self.training)
-        return self.decoder(features[owner], words, lengths)
+        return self.decoder(features, words, lengths, owner)

@@ -1,7 +1,11 @@
 """Caption decoders. Each has ``forward`` for teacher forcing and ``start``/``step`` for search.
 
-Shapes: B images, N captions, T words, E embedding size, H hidden size, L layers, V vocabulary size.
+Shapes: B images, N captions, K captions an image (the most any has), T words, P places of the image's grid, D width of
+its features, E embedding size, H hidden size, L layers, V vocabulary size. An image's features are computed once, and
+its captions share them: caption n describes image ``owner[n]``.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +13,18 @@ from torch import Tensor, nn
 from captioning.config import DecoderConfig
 from captioning.data.vocabulary import PAD, START
 
-State = tuple[Tensor, Tensor]
+
+@dataclass(frozen=True)
+class LstmState:
+    """Where each of N captions stands: ``hidden`` and ``cell`` [L, N, H]."""
+
+    hidden: Tensor
+    cell: Tensor
+    weights: None = None  # this decoder does not say where it looks
+
+    def select(self, rows: Tensor) -> "LstmState":
+        """The state of captions ``rows`` [M]; every image keeps its place and gets M / B of them."""
+        return LstmState(self.hidden[:, rows], self.cell[:, rows])
 
 
 class LstmDecoder(nn.Module):
@@ -18,6 +33,7 @@ class LstmDecoder(nn.Module):
 
     def __init__(self, config: DecoderConfig, vocabulary_size: int):
         super().__init__()
+        self.vocabulary_size = vocabulary_size
         between = config.dropout if config.num_layers > 1 else 0.0
         self.embedding = nn.Embedding(vocabulary_size, config.embedding_size, padding_idx=PAD)
         self.lstm = nn.LSTM(
@@ -25,48 +41,65 @@ class LstmDecoder(nn.Module):
         )
         self.classifier = nn.Linear(config.hidden_size, vocabulary_size)
         self.dropout = nn.Dropout(config.dropout)
-        self._initialise()
+        initialise(self.lstm, self.classifier)
 
-    def _initialise(self) -> None:
-        """Scales that let the image through from the first step on.
+    def forward(self, features: Tensor, words: Tensor, lengths: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
+        """Teacher forcing: features [B, E], words [N, T], lengths, owner [N] -> logits [sum(lengths), V], penalty.
 
-        With torch's defaults an LSTM fed unit-variance inputs answers with outputs of about 0.07, the classifier with
-        logits of about 0.04: so little of the image reaches the loss that, trained from nothing, an encoder learned
-        colours and hardly any shape in 400 steps where a linear classifier on the same feature learned both.
+        Row by row, logits for the first ``lengths`` words of each caption: no work is spent on padding's. The penalty
+        is what the training loss adds to the summed cross-entropy: nothing here.
         """
-        for name, parameter in self.lstm.named_parameters():
-            if name.startswith("weight_ih"):
-                nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)  # unit-variance gates for such inputs
-            elif name.startswith("weight_hh"):
-                for gate in parameter.data.chunk(4):
-                    nn.init.orthogonal_(gate)
-            else:
-                nn.init.zeros_(parameter)
-                if name.startswith("bias_ih"):  # remember at first: Jozefowicz et al., ICML 2015
-                    nn.init.ones_(parameter.data.chunk(4)[1])
-        nn.init.normal_(self.classifier.weight, std=2.0 * self.classifier.in_features**-0.5)
-        nn.init.zeros_(self.classifier.bias)
+        embedded = self.dropout(self.embedding(inputs_of(words)))
+        image = features[owner].to(embedded.dtype).unsqueeze(1)
+        hidden, _ = self.lstm(torch.cat([image, embedded], dim=1))
+        logits = self.classifier(self.dropout(hidden[:, 1:][is_target(words, lengths)]))
+        return logits, logits.new_zeros(())
 
-    def forward(self, features: Tensor, words: Tensor, lengths: Tensor) -> Tensor:
-        """Teacher forcing: features [N, E], words [N, T], lengths [N] -> logits [sum(lengths), V].
+    def start(self, features: Tensor) -> LstmState:
+        """State after the image, one caption an image: features [B, E]."""
+        return LstmState(*self.lstm(features.unsqueeze(1))[1])
 
-        Row by row, logits for the first ``lengths`` words of each caption: no work is spent on padding's.
-        """
-        start = words.new_full((len(words), 1), START)
-        embedded = self.dropout(self.embedding(torch.cat([start, words[:, :-1]], dim=1)))
-        hidden, _ = self.lstm(torch.cat([features.to(embedded.dtype).unsqueeze(1), embedded], dim=1))
-        return self.classifier(self.dropout(hidden[:, 1:][is_target(words, lengths)]))
+    def step(self, state: LstmState, words: Tensor) -> tuple[Tensor, LstmState]:
+        """One word further: words [N] -> logits [N, V] for the next word, and the new state."""
+        hidden, after = self.lstm(self.embedding(words).unsqueeze(1), (state.hidden, state.cell))
+        return self.classifier(hidden.squeeze(1)), LstmState(*after)
 
-    def start(self, features: Tensor) -> State:
-        """State after the image: features [B, E] -> (hidden, cell), each [L, B, H]."""
-        return self.lstm(features.unsqueeze(1))[1]
 
-    def step(self, state: State, words: Tensor) -> tuple[Tensor, State]:
-        """One word further: words [B] -> logits [B, V] for the next word, and the new state."""
-        hidden, state = self.lstm(self.embedding(words).unsqueeze(1), state)
-        return self.classifier(hidden.squeeze(1)), state
+def initialise(lstm: nn.LSTM | nn.LSTMCell, classifier: nn.Linear) -> None:
+    """Scales that let the image through from the first step on.
+
+    With torch's defaults an LSTM fed unit-variance inputs answers with outputs of about 0.07, the classifier with
+    logits of about 0.04: so little of the image reaches the loss that, trained from nothing, an encoder learned
+    colours and hardly any shape in 400 steps where a linear classifier on the same feature learned both.
+    """
+    for name, parameter in lstm.named_parameters():
+        if name.startswith("weight_ih"):
+            nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)  # unit-variance gates for such inputs
+        elif name.startswith("weight_hh"):
+            for gate in parameter.data.chunk(4):
+                nn.init.orthogonal_(gate)
+        else:
+            nn.init.zeros_(parameter)
+            if name.startswith("bias_ih"):  # remember at first: Jozefowicz et al., ICML 2015
+                nn.init.ones_(parameter.data.chunk(4)[1])
+    nn.init.normal_(classifier.weight, std=2.0 * classifier.in_features**-0.5)
+    nn.init.zeros_(classifier.bias)
+
+
+def inputs_of(words: Tensor) -> Tensor:
+    """What a decoder reads to predict ``words`` [N, T]: <start>, then the words but the last."""
+    return torch.cat([words.new_full((len(words), 1), START), words[:, :-1]], dim=1)
 
 
 def is_target(words: Tensor, lengths: Tensor) -> Tensor:
     """Which places of padded words [N, T] hold a target: bool [N, T]."""
     return torch.arange(words.shape[1], device=words.device) < lengths.unsqueeze(1)
+
+
+def seats(owner: Tensor) -> tuple[Tensor, int]:
+    """Captions laid out as K to an image, so that an image's features need no copy for each of its captions.
+
+    Returns each caption's number among those of its image [N], and K.
+    """
+    number = (owner.unsqueeze(1) == owner).tril(-1).sum(dim=1)
+    return number, int(number.max()) + 1

@@ -22,7 +22,7 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which 
 
 
 class Encoder(nn.Module):
-    """Image -> one feature vector: a torchvision backbone and global average pooling.
+    """Image -> map of features: a torchvision backbone without its pooling and classifier.
 
     Stages below ``config.trainable`` get no gradient, and their BatchNorm stays in evaluation mode.
     """
@@ -55,14 +55,14 @@ class Encoder(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 [B, 3, S, S] -> features [B, D]."""
+        """uint8 [B, 3, S, S] -> feature map [B, D, S/32, S/32], rounded up."""
         x = ((images.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         with torch.no_grad():  # nothing below the first trained stage is kept for a backward pass
             for name in self.frozen:
                 x = self.stages[name](x)
         for name in STAGES[len(self.frozen) :]:
             x = self._trained(self.stages[name], x)
-        return x.mean(dim=(2, 3))
+        return x
 
     def _trained(self, stage: nn.Module, x: Tensor) -> Tensor:
         """A stage's output; with gradient checkpointing its insides are computed again for the backward pass

@@ -9,7 +9,7 @@ from captioning.data.batches import EvaluationBatches, evaluation_loader
 from captioning.data.transforms import preprocessing_of
 from captioning.data.vocabulary import Vocabulary
 from captioning.model.captioner import Captioner
-from captioning.model.search import greedy
+from captioning.model.search import options_of, search
 from captioning.ranks import Ranks
 from captioning.scoring.metrics import cider, mean_of, measure
 from captioning.scoring.ngrams import corpus
@@ -42,7 +42,8 @@ def caption_split(
     workers: int,
     on_progress=lambda done, total: None,
 ) -> Captions:
-    """Caption every image of a split with greedy search; each rank takes a contiguous part, all get the whole.
+    """Caption every image of a split, searched for as ``config.evaluate`` says; each rank takes a contiguous part, all
+    get the whole.
 
     The model's BatchNorm buffers must be alike on all ranks. It is left in the mode it came in.
 
@@ -58,8 +59,8 @@ def caption_split(
     for batch in evaluation_loader(batches, start, stop, config.evaluate.batch_size, workers):
         holes += map(str, batch.holes)
         if batch.samples:
-            words = greedy(model, batch.images.to(device), config.data.max_words).tolist()
-            captions.update({s: vocabulary.decode(ids) for s, ids in zip(batch.samples, words, strict=True)})
+            found = search([model], batch.images.to(device), options_of(config.evaluate), config.data.max_words)
+            captions.update({s: vocabulary.decode(best[0].ids) for s, best in zip(batch.samples, found, strict=True)})
         on_progress(len(captions) + len(holes), stop - start)
     model.train(training)
     parts = ranks.gathered((captions, holes))

@@ -59,17 +59,19 @@ class Stepper:
         for number, micro_batch in enumerate(micro_batches, start=1):
             last = number == len(micro_batches)
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                part = self._loss(micro_batch.to(self.accelerator.device), targets)
-                self.accelerator.backward(part)
+                part, penalty = self._loss(micro_batch.to(self.accelerator.device), targets)
+                self.accelerator.backward(part + penalty)
             loss += part.detach()
         norm, finite = self._update()
         self._count_skipped(step, finite)
         return Update(loss, norm, rates, not finite)
 
-    def _loss(self, batch: CaptionBatch, targets: float) -> Tensor:
-        logits = self.model(batch.images, batch.words, batch.lengths, batch.owner)
+    def _loss(self, batch: CaptionBatch, targets: float) -> tuple[Tensor, Tensor]:
+        """Cross-entropy, which perplexity is made of, and the decoder's penalty, which is none of it."""
+        logits, penalty = self.model(batch.images, batch.words, batch.lengths, batch.owner)
         wanted = batch.words[is_target(batch.words, batch.lengths)]
-        return token_loss(logits, wanted, targets, self.ranks.world_size)
+        world_size = self.ranks.world_size
+        return token_loss(logits, wanted, targets, world_size), penalty * (world_size / max(1.0, targets))
 
     def _update(self) -> tuple[float, bool]:
         """Clip and update, unless the gradient is not finite. All ranks see the same one: it is all-reduced."""
@@ -97,7 +99,8 @@ class Stepper:
             device = self.accelerator.device
             nothing = torch.empty(0, dtype=torch.int64, device=device)
             images = torch.empty(0, 3, 8, 8, dtype=torch.uint8, device=device)
-            self.model(images, nothing.view(0, 0), nothing, nothing).sum().backward()
+            logits, _ = self.model(images, nothing.view(0, 0), nothing, nothing)
+            logits.sum().backward()
             self.optimizer.zero_grad()
 
     def share_buffers(self) -> None:
