@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from captioning import checkpoint
+from captioning import checkpoint, interchange
 from captioning import config as configuration
 from captioning.config import Config
 from captioning.data import vocabulary as vocab
 from captioning.data.transforms import preprocessing_of
 from captioning.data.vocabulary import Vocabulary
+from captioning.interchange import Exported
 from captioning.model.captioner import Captioner
 from captioning.model.search import SearchOptions, options_of, search
 from shards.errors import InputError
@@ -34,21 +35,20 @@ class Predictor:
 
     @classmethod
     def from_checkpoint(cls, run: str | Path, which: str = "best", device: str | None = None) -> "Predictor":
-        """Load checkpoint ``best``, ``latest`` or ``step-N`` of a run folder; on a GPU where there is one.
+        """Load checkpoint ``best``, ``latest`` or ``step-N`` of a run folder, or a folder that launch.export
+        wrote; on a GPU where there is one.
 
         Raises:
             InputError: when the run has no such checkpoint, or it does not verify.
         """
-        found = checkpoint.find(Path(run), which, lambda message: warnings.warn(message, stacklevel=2))
-        config = configuration.load(found.folder / "config.yaml")
-        vocabulary = vocab.from_json(found.text("vocabulary.json"), str(found.folder / "vocabulary.json"))
-        model = Captioner(config, len(vocabulary))
+        exported = loaded(Path(run), which)
+        model = Captioner(exported.config, len(exported.vocabulary))
         try:
-            model.load_state_dict(found.model())
+            model.load_state_dict(exported.weights)
         except RuntimeError as error:
-            raise InputError(f"{found.folder}: model.safetensors does not fit its config.yaml:\n{error}") from error
+            raise InputError(f"{run}: model.safetensors does not fit its config:\n{error}") from error
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return cls(model.eval().to(place), vocabulary, config, found.state.step, place)
+        return cls(model.eval().to(place), exported.vocabulary, exported.config, exported.step, place)
 
     def caption(
         self, images: Sequence[ImageLike], batch_size: int = 32, options: SearchOptions | None = None
@@ -66,6 +66,21 @@ class Predictor:
             found = search([self.model], batch, options, self.config.data.max_words)
             captions += [self.vocabulary.decode(best[0].ids) for best in found]
         return captions
+
+
+def loaded(run: Path, which: str = "best") -> Exported:
+    """The weights of a run's checkpoint ``best``, ``latest`` or ``step-N``, or of a folder that launch.export wrote.
+
+    Raises:
+        InputError: when there is no such checkpoint, or it does not verify.
+    """
+    if interchange.is_model_folder(run):
+        return interchange.read(run)
+    found = checkpoint.find(run, which, lambda message: warnings.warn(message, stacklevel=2))
+    config = configuration.load(found.folder / "config.yaml")
+    vocabulary = vocab.from_json(found.text("vocabulary.json"), str(found.folder / "vocabulary.json"))
+    origin = f"Step {found.state.step:,} of the run {run.resolve().name}."
+    return Exported(config, vocabulary, found.model(), found.state.step, origin)
 
 
 def opened(image: ImageLike) -> Image.Image:

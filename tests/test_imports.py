@@ -11,6 +11,8 @@ FLOORS = {
     "captioning.training": 5,
     "captioning.report": 5,
     "captioning.predict": 4,
+    "captioning.tutorial": 4,
+    "captioning.interchange": 3,
     "captioning.scoring": 4,
     "captioning.model": 3,
     "captioning.data": 2,

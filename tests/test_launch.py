@@ -9,7 +9,16 @@ from PIL import Image
 from shards import scenes
 from tests.conftest import module, run_command, settings, train_command, write_coco
 
-COMMANDS = ["launch.pack", "launch.evaluate", "launch.caption", "launch.demo", "launch.status", "launch.train"]
+COMMANDS = [
+    "launch.pack",
+    "launch.evaluate",
+    "launch.caption",
+    "launch.convert",
+    "launch.demo",
+    "launch.export",
+    "launch.status",
+    "launch.train",
+]
 
 
 def refused(command, *expected, processes_printing=1):

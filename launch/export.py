@@ -1,0 +1,25 @@
+"""Write a run's model as a folder of safetensors and JSON to hand on; it takes RUN's place in caption and evaluate."""
+
+import argparse
+from pathlib import Path
+
+from captioning import interchange
+from captioning.predict import loaded
+from launch.command import run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m launch.export", description=__doc__)
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="new or empty folder to write")
+    parser.add_argument("--checkpoint", default="best", metavar="best|latest|step-N", help="which checkpoint (best)")
+    arguments = parser.parse_args()
+    exported = loaded(arguments.run, arguments.checkpoint)
+    interchange.write(exported, arguments.folder)
+    size = sum(path.stat().st_size for path in arguments.folder.iterdir()) / 1e6
+    print(f"{arguments.folder}: checkpoint of step {exported.step}, {size:,.1f} MB")
+    print(f"use it as a run: python -m launch.caption {arguments.folder} IMAGE|DIR ...")
+
+
+if __name__ == "__main__":
+    run(main)
