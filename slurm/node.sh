@@ -1,0 +1,29 @@
+# Run by srun, once a node: starts this node's processes, and hands stop signals on to the ranks.
+# usage: node.sh SCRIPT.py ARGUMENTS...
+
+export TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE='rank ${rank}: '
+processes=$((SLURM_JOB_NUM_NODES * PROCESSES_PER_NODE))
+(
+    trap '' USR1 # torchrun dies of it; the ranks set their own handler
+    if [ "$processes" -eq 1 ]; then
+        exec python "$@"
+    fi
+    exec accelerate launch --config_file launch/accelerate/nodes.yaml --num_processes "$processes" \
+        --num_machines "$SLURM_JOB_NUM_NODES" --machine_rank "$SLURM_NODEID" \
+        --main_process_ip "$MASTER_ADDR" --main_process_port "$MASTER_PORT" --tee 3 "$@"
+) &
+launcher=$! code=1
+
+# Slurm with proctrack/cgroup signals this script alone, and torchrun kills ranks that take over 30 s to save once it is
+# told to stop itself: so the ranks are told, and torchrun notices that they are gone.
+tell_ranks() {
+    trap '' USR1 TERM # not to lose pkill to a second signal
+    if [ "$processes" -eq 1 ]; then kill -TERM "$launcher"; else pkill -TERM -P "$launcher"; fi
+    trap tell_ranks USR1 TERM
+}
+trap tell_ranks USR1 TERM
+while kill -0 "$launcher" 2>/dev/null; do
+    wait "$launcher" # comes back early when a signal was handled
+    code=$?
+done
+exit "$code"
