@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -126,3 +127,12 @@ def coco_references() -> dict[int, list[str]]:
     for annotation in json.loads(path.read_text(encoding="utf-8"))["annotations"]:
         captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
     return captions
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody listens on."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports

@@ -1,0 +1,130 @@
+"""The job scripts on a real Slurm: two nodes on this machine, a CPU process each, real signals, real requeueing."""
+
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from captioning import checkpoint
+from tests.conftest import settings
+from tests.slurm_cluster import Cluster, missing
+from tests.test_training import assert_each_image_of_each_epoch_once, status
+
+pytestmark = pytest.mark.skipif(
+    bool(missing()), reason=f"Slurm is not installed ({', '.join(missing())}): apt-get install slurmctld slurmd munge"
+)
+TRAIN = "slurm/train.sbatch"
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    cluster = Cluster()
+    yield cluster
+    cluster.stop()
+
+
+def after_checkpoint(cluster: Cluster, run: Path, step: int) -> None:
+    """Wait until a run has a checkpoint of at least this step."""
+    cluster.until(f"a checkpoint of step {step}", lambda: max(checkpoint.steps(run), default=0) >= step, seconds=120)
+
+
+def resumed_at(output: Path) -> list[int]:
+    """The step each start of a job began with."""
+    return [int(number) for number in re.findall(r"of which (\d+) are done", output.read_text())]
+
+
+@pytest.fixture(scope="module")
+def trained(cluster, scene_shards, tmp_path_factory, empty_config):
+    """A run of four epochs on two nodes that was told to stop, and whose second node then lost its processes."""
+    run = tmp_path_factory.mktemp("slurm") / "run"
+    overrides = settings(
+        scene_shards, run, train__epochs=4, data__val=scene_shards / "val.json", evaluate__every_steps=99
+    )
+    job, output = cluster.submit("--nodes=2", TRAIN, empty_config, *overrides)
+    after_checkpoint(cluster, run, 4)
+    cluster.told("scancel", "--signal=USR1", "--batch", job)  # what Slurm does shortly before the time is up
+    cluster.wait(job, "PENDING")
+    stopped_at = int(status(run)[1].split(" ")[1])
+    assert status(run)[0] == "preempted"
+    after_checkpoint(cluster, run, stopped_at + 4)
+    cluster.kill_node("n2", with_daemon=False)
+    cluster.wait(job, "PENDING")
+    cluster.wait(job, "COMPLETED", "FAILED", "CANCELLED")
+    return run, job, output, stopped_at
+
+
+def test_a_job_told_to_stop_or_robbed_of_a_node_s_processes_goes_on_by_itself(cluster, trained, scene_shards):
+    run, job, output, stopped_at = trained
+    assert cluster.job(job, "JobState") == "COMPLETED" and cluster.job(job, "Restarts") == "2"
+    starts = resumed_at(output)
+    assert starts[:2] == [0, stopped_at], "no step is lost to a stop signal"
+    assert stopped_at + 4 <= starts[2] < 24 and starts[2] % 4 == 0, "and less than checkpoint.every_steps to SIGKILL"
+    assert status(run) == ["finished", "step 24 of 24"]
+    assert_each_image_of_each_epoch_once(run, scene_shards, epochs=4)
+
+
+def test_evaluating_on_two_nodes(cluster, trained, tmp_path):
+    scores = tmp_path / "scores.json"
+    job, output = cluster.submit("--nodes=2", "slurm/evaluate.sbatch", trained[0], "--json", scores)
+    cluster.wait(job, "COMPLETED", "FAILED")
+    assert cluster.job(job, "JobState") == "COMPLETED", output.read_text()
+    assert json.loads(scores.read_text())["images"] == 10
+
+
+def test_bad_input_fails_once_and_is_not_requeued(cluster, tmp_path, empty_config, scene_shards):
+    overrides = settings(scene_shards, tmp_path / "run", train__epochs=1, encoder__weights="nowhere.pth")
+    job, output = cluster.submit("--nodes=1", TRAIN, empty_config, *overrides)
+    mistyped, told = cluster.submit("--nodes=1", TRAIN, empty_config, "encoder.nmae=x")
+    for each in (job, mistyped):
+        cluster.wait(each, "COMPLETED", "FAILED")
+        assert (cluster.job(each, "JobState"), cluster.job(each, "Restarts")) == ("FAILED", "0")
+    assert "neither a file nor weights" in output.read_text()
+    assert "did you mean encoder.name?" in told.read_text() and "srun" not in told.read_text()
+
+
+@pytest.mark.sweep
+def test_a_node_that_goes_down(cluster, scene_shards, tmp_path, empty_config):
+    run = tmp_path / "run"
+    job, output = cluster.submit("--nodes=2", TRAIN, empty_config, *settings(scene_shards, run, train__epochs=4))
+    after_checkpoint(cluster, run, 8)
+    cluster.kill_node("n2", with_daemon=True)
+    cluster.wait(job, "PENDING")
+    cluster.start_node("n2")
+    cluster.wait(job, "COMPLETED", "FAILED", "CANCELLED")
+    assert resumed_at(output)[1:] and all(start >= 8 for start in resumed_at(output)[1:])
+    assert status(run) == ["finished", "step 24 of 24"]
+    assert_each_image_of_each_epoch_once(run, scene_shards, epochs=4)
+
+
+@pytest.mark.sweep
+def test_a_cancelled_job_saves_and_stays_cancelled(cluster, scene_shards, tmp_path, empty_config):
+    run = tmp_path / "run"
+    overrides = settings(scene_shards, run, train__epochs=4)
+    job, _ = cluster.submit("--nodes=2", TRAIN, empty_config, *overrides)
+    after_checkpoint(cluster, run, 8)
+    cluster.told("scancel", job)
+    cluster.wait(job, "CANCELLED")
+    time.sleep(10)
+    assert (cluster.job(job, "JobState"), cluster.job(job, "Restarts")) == ("CANCELLED", "0")
+    assert status(run)[0] == "preempted"
+    stopped_at = int(status(run)[1].split(" ")[1])
+    job, output = cluster.submit("--nodes=2", TRAIN, empty_config, *overrides)
+    cluster.wait(job, "COMPLETED", "FAILED")
+    assert resumed_at(output) == [stopped_at]
+    assert_each_image_of_each_epoch_once(run, scene_shards, epochs=4)
+
+
+@pytest.mark.sweep
+def test_time_limits(cluster, scene_shards, tmp_path, empty_config):
+    """Slurm's own signal before the time is up, as often as it takes to finish."""
+    run = tmp_path / "run"
+    overrides = settings(scene_shards, run, train__epochs=12, checkpoint__every_steps=1000)
+    overrides.append("train.global_batch_size=4")
+    limits = ["--time=1", "--signal=B:USR1@30"]  # after half a minute, or up to a minute earlier: Slurm's own words
+    job, _ = cluster.submit("--nodes=2", *limits, TRAIN, empty_config, *overrides)
+    cluster.wait(job, "COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", seconds=500)
+    assert cluster.job(job, "JobState") == "COMPLETED" and int(cluster.job(job, "Restarts")) >= 1
+    assert status(run) == ["finished", "step 132 of 132"]
+    assert_each_image_of_each_epoch_once(run, scene_shards, epochs=12)
