@@ -36,6 +36,8 @@ class RunState:
     fingerprint: str
     best_score: float | None = None
     best_step: int | None = None
+    evaluated_step: int = 0  # the last that was validated
+    epoch_holes: int = 0  # unreadable samples so far in the epoch that the next step belongs to
 
 
 @dataclass(frozen=True)

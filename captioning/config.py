@@ -74,6 +74,7 @@ class OptimConfig:
 class CheckpointConfig:
     every_steps: int = 1000
     keep: int = 2  # newest checkpoints kept, the best besides
+    background: bool = True  # write while training goes on; false: training waits, and needs less memory
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """This process among its peers: plain numbers and objects exchanged on the CPU, whatever the gradients travel over."""
 
 import os
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +42,35 @@ class Ranks:
         dist.broadcast_object_list(box, src=0, group=self.group)
         return box[0]
 
+    def main_works(self, work: Callable[[], Any], stopping: Callable[[], bool]) -> Any:
+        """What ``work`` returns on rank 0, on every rank; None (it is forgotten) once any rank is ``stopping``.
+
+        Rank 0 works in a thread while all ranks exchange signs of life, so that none of them waits past the time limit
+        of an exchange, however long the work takes. What it raises is raised on every rank if it is an InputError, else
+        on rank 0.
+        """
+        done: list[Any] = []
+        thread = threading.Thread(target=lambda: done.append(_outcome(work)), daemon=True)
+        if self.is_main:
+            thread.start()
+        pause = 0.01
+        while True:
+            if self.is_main:
+                thread.join(pause)
+            pause = min(2 * pause, 0.5)
+            stops, finished = self.sums([bool(stopping()), bool(done)])
+            if stops:
+                return None
+            if finished:
+                break
+        value, error = done[0] if self.is_main else (None, None)
+        if error is not None and not isinstance(error, InputError):
+            raise error
+        value, error = self.from_main((value, error))
+        if error is not None:
+            raise error
+        return value
+
     def gathered(self, value: Any) -> list[Any]:
         """Every rank's value, in rank order, on every rank."""
         if self.world_size == 1:
@@ -50,6 +81,21 @@ class Ranks:
 
     def barrier(self) -> None:
         self.sums([0.0])
+
+
+def _outcome(work: Callable[[], Any]) -> tuple[Any, Exception | None]:
+    try:
+        return work(), None
+    except Exception as error:
+        return None, error
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Whether an error says that another process is gone or silent, rather than that this one went wrong."""
+    words = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Timed out waiting")
+    return isinstance(error, RuntimeError) and (
+        isinstance(error, dist.DistError) or any(w in str(error) for w in words)
+    )
 
 
 def join(precision: str | None = None, expected: int | None = None) -> tuple[Accelerator, Ranks]:

@@ -3,13 +3,16 @@
 import argparse
 
 from captioning.config import Config, flat, load
-from captioning.training.loop import train
+from captioning.training.preemption import StopSignals
 from launch.command import PREEMPTED, run
 
 
 def main() -> int:
     config = load(*_arguments())
-    return PREEMPTED if train(config) == "preempted" else 0
+    stop = StopSignals()
+    from captioning.training.loop import train  # seconds of imports, in which a signal may come already
+
+    return PREEMPTED if train(config, stop) == "preempted" else 0
 
 
 def _arguments() -> tuple[str, list[str]]:

@@ -1,6 +1,7 @@
 """Exact evaluation by any number of processes: every image captioned once, scored once, together."""
 
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 
@@ -41,11 +42,13 @@ def caption_split(
     device: torch.device,
     workers: int,
     on_progress=lambda done, total: None,
+    between_batches=lambda: None,
 ) -> Captions:
     """Caption every image of a split, searched for as ``config.evaluate`` says; each rank takes a contiguous part, all
     get the whole.
 
-    The model's BatchNorm buffers must be alike on all ranks. It is left in the mode it came in.
+    The model's BatchNorm buffers must be alike on all ranks. It is left in the mode it came in. ``between_batches`` is
+    called equally often on every rank, so that they can agree in it to give up: what it raises ends the work.
 
     Raises:
         InputError: on every rank, when no image of the split could be read.
@@ -56,13 +59,20 @@ def caption_split(
     captions: dict[int, str] = {}
     holes: list[str] = []
     batches = EvaluationBatches(index, preprocessing_of(config))
-    for batch in evaluation_loader(batches, start, stop, config.evaluate.batch_size, workers):
-        holes += map(str, batch.holes)
-        if batch.samples:
-            found = search([model], batch.images.to(device), options_of(config.evaluate), config.data.max_words)
-            captions.update({s: vocabulary.decode(best[0].ids) for s, best in zip(batch.samples, found, strict=True)})
-        on_progress(len(captions) + len(holes), stop - start)
-    model.train(training)
+    loader = iter(evaluation_loader(batches, start, stop, config.evaluate.batch_size, workers))
+    largest_part = -(-len(index) // ranks.world_size)
+    options = options_of(config.evaluate)
+    try:
+        for _ in range(0, largest_part, config.evaluate.batch_size):
+            between_batches()
+            for batch in islice(loader, 1):  # none, where this rank's part is a batch shorter
+                holes += map(str, batch.holes)
+                if batch.samples:
+                    found = search([model], batch.images.to(device), options, config.data.max_words)
+                    captions |= {s: vocabulary.decode(best[0].ids) for s, best in zip(batch.samples, found, strict=True)}
+                on_progress(len(captions) + len(holes), stop - start)
+    finally:
+        model.train(training)
     parts = ranks.gathered((captions, holes))
     if not any(part for part, _ in parts):
         raise InputError(f"No image of {index.path} could be read: there is nothing to score.")

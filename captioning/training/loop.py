@@ -5,23 +5,25 @@ tokens of all ranks, and between two steps the ranks agree whether to stop.
 """
 
 import json
+import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 from accelerate import Accelerator
 
-from captioning import checkpoint, run_folder
+from captioning import run_folder
 from captioning.config import Config, save_text
 from captioning.data.batches import CaptionBatch, train_steps
 from captioning.progress import bar
-from captioning.ranks import Ranks, join
+from captioning.ranks import Ranks, join, lost_peer
 from captioning.scoring.evaluate import caption_split, score_captions
 from captioning.training.ledger import Ledger, cut_ledgers
 from captioning.training.monitor import Clock, Monitor, perplexity, start_up_table
-from captioning.training.preemption import StopSignals
-from captioning.training.setup import Experiment, prepare
+from captioning.training.preemption import StoppedError, StopSignals
+from captioning.training.saving import Saver
+from captioning.training.setup import Experiment, holds_folder, prepare
 from captioning.training.step import Stepper, Update
 from shards.errors import InputError, listed
 from shards.index import write_atomically
@@ -29,49 +31,76 @@ from shards.index import write_atomically
 SELECTION_METRIC = "CIDEr-D"  # what makes a checkpoint the best
 
 
-def train(config: Config) -> str:
+def train(config: Config, stop: StopSignals) -> str:
     """Run a config to its end, or to a stop signal; the same call again continues it.
 
     Returns:
         "finished" or "preempted"; also written to RUN/status.
 
     Raises:
-        InputError: for anything the user can mend: data, settings, a run folder of another experiment.
+        InputError: for anything the user can mend: data, settings, a run folder of another experiment, a full disk.
     """
-    stop = StopSignals()
     accelerator, ranks = join(config.precision, config.train.world_size)
-    found = _prepared(config, ranks)
+    prepared = False
     try:
+        found = _prepared(config, ranks, stop)
+        prepared = True
         trainer = Trainer(config, found, accelerator, ranks, stop)
         try:
-            status = trainer.fit()
+            status, detail = trainer.fit(), trainer.progress()
         finally:
-            trainer.monitor.close()
+            trainer.close()
+    except StoppedError as stopped:
+        status, detail = "preempted", f"before the first step, stopped by {stopped}"
     except BaseException as error:
-        if ranks.is_main:
-            run_folder.set_status(Path(config.run), "failed", f"{type(error).__name__}: {error}")
+        if prepared or holds_folder():
+            _note_failure(Path(config.run), error, ranks)
         raise
-    if ranks.is_main:
-        run_folder.set_status(trainer.run, status, f"step {trainer.state.step} of {trainer.total_steps}{trainer.why}")
+    if holds_folder():
+        run_folder.set_status(Path(config.run), status, detail)
     ranks.barrier()
     accelerator.end_training()
     return status
 
 
-def _prepared(config: Config, ranks: Ranks) -> Experiment:
-    """Rank 0 prepares the run; what it found, or what it objects to, reaches every rank."""
+def _note_failure(run: Path, error: BaseException, ranks: Ranks) -> None:
+    """``failed`` in RUN/status, by the rank it happened to; the others see a peer go, which is no failure of theirs:
+    the run then looks like one that was killed, to be started again."""
+    try:
+        if isinstance(error, InputError) and not ranks.is_main:
+            return  # it is raised on all of them
+        if not lost_peer(error):
+            run_folder.set_status(run, "failed", f"{type(error).__name__}: {error}")
+        elif ranks.is_main and run_folder.status(run)[0] == "running":
+            run_folder.set_status(run, "running", f"until another process was lost: {error}")
+    except OSError as unwritten:
+        print(f"warning: {run / 'status'} could not be written: {unwritten}", file=sys.stderr)
 
-    def attempt(on_progress: Callable[[int, int], None]) -> Experiment | InputError:
-        try:
-            return prepare(config, ranks.world_size, on_progress)
-        except InputError as error:
-            return error
 
+def _prepared(config: Config, ranks: Ranks, stop: StopSignals) -> Experiment:
+    """Rank 0 prepares the run; what it found, or what it objects to, reaches every rank.
+
+    Raises:
+        StoppedError: when a rank is told to stop meanwhile.
+    """
     with bar("reading captions", shown=ranks.is_main) as on_progress:
-        found = ranks.from_main(attempt(on_progress) if ranks.is_main else None)
-    if isinstance(found, InputError):
-        raise found
+        stopping = Event()
+
+        def watched(done: int, total: int) -> None:
+            if stopping.is_set():
+                raise StoppedError
+            on_progress(done, total)
+
+        found = ranks.main_works(lambda: prepare(config, ranks.world_size, watched), lambda: bool(stop.received))
+        if found is None:
+            stopping.set()
+            raise _stopped(ranks, stop)
     return found
+
+
+def _stopped(ranks: Ranks, stop: StopSignals) -> StoppedError:
+    """By what, once the ranks agree that one of them was told to stop."""
+    return StoppedError(next(why for why in ranks.gathered(stop.received) if why))
 
 
 class Trainer:
@@ -95,35 +124,50 @@ class Trainer:
         self.monitor.table(
             f"run {config.run}", start_up_table(config, found, self.batches, captioner, accelerator.device)
         )
-        self.clock, self.holes_of_epoch = Clock(), (0, 0)  # (epoch, holes in it so far)
+        texts = {"config.yaml": save_text(config), "vocabulary.json": found.vocabulary.to_json()}
+        self.saver = Saver(self.run, texts, config.checkpoint.keep, config.checkpoint.background)
+        self.saved = self.state if found.checkpoint else None  # the last state on disk
+        self.being_saved = self.saved
+        self.clock = Clock()
 
     def fit(self) -> str:
         """Steps until the last, or until a rank is told to stop; validates and saves on the way."""
+        try:
+            self._fit()
+            status = "finished"
+        except StoppedError as stopped:
+            self.why, status = f", stopped by {stopped}", "preempted"
+            self.monitor.say(f"{stopped} received: saving at step {self.state.step} and stopping")
+        self._save(last=True)
+        return status
+
+    def _fit(self) -> None:
         pin = self.accelerator.device.type == "cuda"
         steps = train_steps(self.batches, self.state.step, self.total_steps, self.found.workers, pin)
         evaluate_every = self.config.evaluate.every_steps or self.found.steps_per_epoch(self.config)
         self.clock.reset()
-        while self.state.step < self.total_steps:
+        while True:
+            # Before the first step too: a run stopped while it validated does that first when it is continued.
+            if self._is_time(evaluate_every) and self.state.evaluated_step < self.state.step:
+                self._validate()
+            if self._is_time(self.config.checkpoint.every_steps) or self.state.best_step == self.state.step:
+                self._save()
+            if self.state.step == self.total_steps:
+                return
             asked = time.perf_counter()
             micro_batches = next(steps)
             self.clock.waiting += time.perf_counter() - asked
             mine = [sum(b.targets for b in micro_batches), sum(len(b.holes) for b in micro_batches)]
             targets, holes, stopping = self.ranks.sums([*mine, self.stop.received is not None])
             if stopping:
-                return self._preempted()
-            if holes:
-                self._count_holes(micro_batches, int(holes))
+                raise _stopped(self.ranks, self.stop)
+            self._count_holes(micro_batches, int(holes))
             update = self.stepper.step(self.state.step, micro_batches, targets)
             self._advance(micro_batches, update)
-            if self._is_time(evaluate_every):
-                self._validate()
-            if self._is_time(self.config.checkpoint.every_steps):
-                self._save()
-        self._save()
-        return "finished"
 
     def _is_time(self, every_steps: int) -> bool:
-        return self.state.step % every_steps == 0 or self.state.step == self.total_steps
+        step = self.state.step
+        return step > 0 and (step % every_steps == 0 or step == self.total_steps)
 
     def _advance(self, micro_batches: list[CaptionBatch], update: Update) -> None:
         """The step is done: count its samples, enter them in the ledger, show it."""
@@ -144,7 +188,7 @@ class Trainer:
             "train/loss": loss,
             "train/perplexity": perplexity(loss),
             "train/gradient_norm": update.gradient_norm,
-            "train/holes": float(self.holes_of_epoch[1]),
+            "train/holes": float(self.state.epoch_holes),
             **{f"rate/{name}": rate for name, rate in update.rates.items()},
             **self.clock.reading(self.ranks.world_size),
         }
@@ -152,54 +196,89 @@ class Trainer:
         return scalars
 
     def _count_holes(self, micro_batches: list[CaptionBatch], holes: int) -> None:
-        """Tell of this step's holes; above the epoch's budget (counted anew after a resume), stop with their list."""
-        epoch = micro_batches[0].epoch
-        so_far = holes + (self.holes_of_epoch[1] if self.holes_of_epoch[0] == epoch else 0)
-        self.holes_of_epoch = (epoch, so_far)
+        """Tell of this step's holes; above the epoch's budget, stop with their list."""
+        _, start, _ = self.found.step_range(self.state.step, self.config)
+        so_far = holes + (self.state.epoch_holes if start else 0)
+        self.state = replace(self.state, epoch_holes=so_far)
+        if not holes:
+            return
         parts = self.ranks.gathered([str(hole) for batch in micro_batches for hole in batch.holes])
         listing = listed(hole for part in parts for hole in part)
         self.monitor.say(f"unreadable, left out of step {self.state.step + 1}:\n{listing}")
         if so_far > self.config.data.hole_budget * len(self.found.train):
             raise InputError(
-                f"{so_far} of {len(self.found.train)} samples unreadable in epoch {epoch}: more than data.hole_budget="
-                f"{self.config.data.hole_budget} allows. The last:\n{listing}\n"
+                f"{so_far} of {len(self.found.train)} samples unreadable in epoch {micro_batches[0].epoch}: more than "
+                f"data.hole_budget={self.config.data.hole_budget} allows. The last:\n{listing}\n"
                 "Check the shards with `python -m launch.pack verify`, pack again, or raise data.hole_budget."
             )
 
-    def _preempted(self) -> str:
-        signals = [name for name in self.ranks.gathered(self.stop.received) if name]
-        self.why = f", stopped by {signals[0]}"
-        self.monitor.say(f"{signals[0]} received: saving at step {self.state.step} and stopping")
-        self._save()
-        return "preempted"
+    def _stop_if_told(self) -> None:
+        if self.ranks.sums([self.stop.received is not None])[0]:
+            raise _stopped(self.ranks, self.stop)
 
     def _validate(self) -> None:
-        """Caption the validation split with every rank, score it on rank 0, and save if it is the best so far."""
+        """Caption the validation split with every rank and score it on rank 0; told to stop, give up at once."""
         val, captioner = self.found.val, self.stepper.captioner
         if val is None:
             return
         self.stepper.share_buffers()
-        device, workers = self.accelerator.device, self.found.workers
         with self.accelerator.autocast():
-            captions = caption_split(captioner, self.found.vocabulary, val, self.config, self.ranks, device, workers)
-        scores = self.ranks.from_main(score_captions(captions, val) if self.ranks.is_main else None)
+            captions = caption_split(
+                captioner, self.found.vocabulary, val, self.config, self.ranks, self.accelerator.device,
+                self.found.workers, between_batches=self._stop_if_told,
+            )  # fmt: skip
+        scores = self.ranks.main_works(lambda: score_captions(captions, val), lambda: self.stop.received is not None)
+        if scores is None:
+            raise _stopped(self.ranks, self.stop)
         if self.ranks.is_main:
             results = captions.results(val)
             name = f"captions-val-step-{self.state.step}.json"
             write_atomically(self.run / name, json.dumps(results, ensure_ascii=False).encode())
             epoch = self.state.samples_seen / len(self.found.train)
             self.monitor.scores(self.state.step, epoch, scores, results[:8])
+        self.state = replace(self.state, evaluated_step=self.state.step)
         if self.state.best_score is None or scores[SELECTION_METRIC] > self.state.best_score:
             self.state = replace(self.state, best_score=scores[SELECTION_METRIC], best_step=self.state.step)
-            self._save()
         self.clock.reset()
 
-    def _save(self) -> None:
-        if self.ledger:
-            self.ledger.sync()
-        self.ranks.barrier()
-        if self.ranks.is_main:
-            texts = {"config.yaml": save_text(self.config), "vocabulary.json": self.found.vocabulary.to_json()}
-            model, optimizer = self.stepper.model_state(), self.stepper.optimizer_state()
-            checkpoint.save(self.run, self.state, model, optimizer, texts, self.config.checkpoint.keep)
-        self.ranks.barrier()
+    def _save(self, last: bool = False) -> None:
+        """Have the state saved, unless it is; the ``last`` time wait until it is on disk.
+
+        Raises:
+            InputError: when the disk takes no last checkpoint. Of an earlier one that failed people are told, and the
+                run goes on: the disk may have room by the next.
+        """
+        objection = self._finish_saving()
+        if self.state != self.saved:
+            if self.ledger:
+                self.ledger.sync()
+            self.ranks.barrier()
+            if self.ranks.is_main:
+                self.saver.start(self.state, self.stepper.model_state(), self.stepper.optimizer_state())
+            self.being_saved = self.state
+            objection = self._finish_saving() if last else None
+        if last and objection:
+            raise InputError(
+                f"The last checkpoint, of step {self.state.step}, could not be written: {objection}\nOn disk is step "
+                f"{self.saved.step if self.saved else 0}. Make room in {self.run}, and give the same command again."
+            )
+
+    def _finish_saving(self) -> str | None:
+        """Wait for the save in flight; what the disk objected to, on every rank. Its best checkpoint is then none."""
+        objection = self.ranks.from_main(self.saver.finish() if self.ranks.is_main else None)
+        if objection is None:
+            self.saved = self.being_saved
+        else:
+            step = self.being_saved.step if self.being_saved else 0
+            self.monitor.say(f"warning: step {step} could not be saved, training goes on: {objection}")
+            best = (self.saved.best_score, self.saved.best_step) if self.saved else (None, None)
+            self.state = replace(self.state, best_score=best[0], best_step=best[1])
+            self.being_saved = self.saved
+        return objection
+
+    def progress(self) -> str:
+        return f"step {self.state.step} of {self.total_steps}{self.why}"
+
+    def close(self) -> None:
+        self.saver.finish()
+        self.monitor.close()

@@ -3,14 +3,18 @@
 import os
 import signal
 
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+
+
+class StoppedError(Exception):
+    """A rank was told to stop, and all have agreed to; says by what."""
 
 
 class StopSignals:
-    """From its making on, SIGTERM, SIGINT and SIGUSR1 no longer kill this process: they are noted.
+    """From its making on, SIGTERM, SIGINT, SIGUSR1 and SIGHUP no longer kill this process: they are noted.
 
     The ranks learn of each other's through the numbers they sum before every step, so that all stop before the same
-    one, whichever of them was told, and however often.
+    one, whichever of them was told, and however often. Make it before the imports that take seconds.
     """
 
     def __init__(self) -> None:
@@ -19,9 +23,14 @@ class StopSignals:
         # would find them in its run folder.
         self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         for number in STOPPING:
-            signal.signal(number, self._note)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup: meant to go on
+                signal.signal(number, self._note)
 
     def _note(self, number: int, _frame: object) -> None:
+        if self._signal is None and os.environ.get("RANK", "0") == "0":
+            # os.write: what was interrupted may be a print.
+            name = signal.Signals(number).name
+            os.write(2, f"\n{name}: saving and stopping at the end of this step\n".encode())
         self._signal = signal.Signals(number).name
 
     @property

@@ -78,6 +78,11 @@ class Experiment:
 _locks: list[TextIO] = []  # open for the life of the process
 
 
+def holds_folder() -> bool:
+    """Whether this process got as far as to hold its run folder, whose status is then its own to write."""
+    return bool(_locks)
+
+
 def prepare(config: Config, world_size: int, on_progress: Progress) -> Experiment:
     """Check everything a run needs, then make or continue its folder. Runs on rank 0 alone.
 

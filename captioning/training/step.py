@@ -110,7 +110,7 @@ class Stepper:
                 torch.distributed.broadcast(buffer, src=0)
 
     def model_state(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().cpu() for name, tensor in self.captioner.state_dict().items()}
+        return {name: tensor.detach() for name, tensor in self.captioner.state_dict().items()}
 
     def optimizer_state(self) -> dict[str, Any]:
         scaler = self.accelerator.scaler
