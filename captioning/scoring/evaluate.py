@@ -69,7 +69,9 @@ def caption_split(
                 holes += map(str, batch.holes)
                 if batch.samples:
                     found = search([model], batch.images.to(device), options, config.data.max_words)
-                    captions |= {s: vocabulary.decode(best[0].ids) for s, best in zip(batch.samples, found, strict=True)}
+                    captions |= {
+                        s: vocabulary.decode(best[0].ids) for s, best in zip(batch.samples, found, strict=True)
+                    }
                 on_progress(len(captions) + len(holes), stop - start)
     finally:
         model.train(training)
