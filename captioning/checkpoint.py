@@ -14,10 +14,12 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from shards.errors import InputError
@@ -56,8 +58,9 @@ class Checkpoint:
     def model(self) -> dict[str, Tensor]:
         return safetensors.torch.load_file(self.folder / "model.safetensors")
 
-    def optimizer(self) -> dict[str, Any]:
-        return torch.load(self.folder / "optimizer.pt", map_location="cpu", weights_only=True)
+    def optimizer(self, mapped: bool = False) -> dict[str, Any]:
+        """Tensors and numbers alone, anything else raises; ``mapped``: read as they are used."""
+        return torch.load(self.folder / "optimizer.pt", map_location="cpu", weights_only=True, mmap=mapped)
 
 
 def save(
@@ -72,29 +75,56 @@ def save(
     if damage(final) is None and replace(Checkpoint(final).state, world_size=state.world_size) == state:
         return final
     temporary = final.with_name(final.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    files = {
-        "model.safetensors": safetensors.torch.save({name: t.contiguous() for name, t in model.items()}),
-        "optimizer.pt": _torch_bytes(optimizer),
-        "state.json": json.dumps(asdict(state), indent=1).encode(),
-        **{name: text.encode() for name, text in texts.items()},
+    _remove(temporary)
+    files: dict[str, Callable[[], bytes]] = {
+        "model.safetensors": lambda: safetensors.torch.save({name: t.contiguous() for name, t in model.items()}),
+        "optimizer.pt": lambda: _torch_bytes(optimizer),
+        "state.json": lambda: json.dumps(asdict(state), indent=1).encode(),
+        **{name: text.encode for name, text in texts.items()},
     }
-    manifest = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
-    for name, data in [*files.items(), ("manifest.json", json.dumps(manifest, indent=1).encode())]:
-        with (temporary / name).open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    _sync_folder(temporary)
-    if final.exists():  # a damaged one
-        shutil.rmtree(final)
-    temporary.rename(final)
+    try:
+        _make_folder(temporary)
+        _write(temporary, files)
+    except BaseException:
+        _remove(temporary)  # a full disk needs the room, for its logs at least
+        raise
+    if final.exists():  # damaged, or of the same step before it was validated
+        final.rename(aside := final.with_name(final.name + ".old.tmp"))
+        temporary.rename(final)
+        _remove(aside)
+    else:
+        temporary.rename(final)
     _sync_folder(final.parent)
     if (reason := damage(final)) is not None:
         raise OSError(f"{final} does not read back as it was written: {reason}")
     _prune(run, keep, state)
     return final
+
+
+def _write(folder: Path, files: dict[str, Callable[[], bytes]]) -> None:
+    """Write files, one in memory at a time, and last the manifest of what they should hold; all on disk at the end."""
+    manifest: dict[str, dict[str, object]] = {}
+    for name, make in [*files.items(), ("manifest.json", lambda: json.dumps(manifest, indent=1).encode())]:
+        data = make()
+        with (folder / name).open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        manifest[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    _sync_folder(folder)
+
+
+def _make_folder(folder: Path) -> None:
+    """As mkdir -p, with the new entries on disk."""
+    if not folder.parent.is_dir():
+        _make_folder(folder.parent)
+    folder.mkdir()
+    _sync_folder(folder.parent)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder if it is there; of one that cannot be removed, people are told by the next write into it."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _torch_bytes(value: Any) -> bytes:
@@ -119,7 +149,8 @@ def steps(run: Path) -> list[int]:
 
 
 def damage(folder: Path) -> str | None:
-    """Why a checkpoint cannot be trusted; None when every file has the size and sha256 its manifest gives."""
+    """Why a checkpoint cannot be used; None when every file has the size and sha256 its manifest gives, and its state
+    and tensors can be read: somebody may have put in files that were never written here. Nothing is unpickled."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
         for name, expected in manifest.items():
@@ -129,9 +160,29 @@ def damage(folder: Path) -> str | None:
             if path.stat().st_size != expected["size"] or sha256_of(path) != expected["sha256"]:
                 return f"{name} is not what was written"
         lacking = {"model.safetensors", "optimizer.pt", "state.json", "config.yaml", "vocabulary.json"} - set(manifest)
-        return f"{', '.join(sorted(lacking))} missing from the manifest" if lacking else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{', '.join(sorted(lacking))} missing from the manifest" if lacking else _unreadable(Checkpoint(folder))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"manifest.json cannot be read ({error})"
+
+
+def _unreadable(checkpoint: Checkpoint) -> str | None:
+    """Which file of a checkpoint is not of its kind."""
+    name = "state.json"
+    try:
+        if checkpoint.folder.name != f"step-{checkpoint.state.step:08d}":
+            return f"state.json is of step {checkpoint.state.step}"
+        name = "model.safetensors"
+        with safetensors.safe_open(checkpoint.folder / name, "pt"):
+            pass
+        name = "optimizer.pt"
+        checkpoint.optimizer(mapped=True)
+        for name in ("config.yaml", "vocabulary.json"):
+            checkpoint.text(name)
+    except UnpicklingError:
+        return f"{name} holds other things than tensors and numbers, which are not loaded"
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        return f"{name} is not such a file ({str(error).splitlines()[0]})"
+    return None
 
 
 def newest(run: Path, warn: Callable[[str], None]) -> Checkpoint | None:

@@ -1,6 +1,7 @@
 """Checkpoints: whole or passed over, never unpickled, never the last one lost."""
 
 import json
+import pickle
 import shutil
 
 import pytest
@@ -82,8 +83,7 @@ def test_a_failed_save_leaves_the_earlier_ones(tmp_path, monkeypatch):
         save(tmp_path, 3)
     monkeypatch.undo()
     assert checkpoint.newest(tmp_path, pytest.fail).state.step == 2
-    save(tmp_path, 4)
-    assert not list((tmp_path / "checkpoints").glob("*.tmp")), "what a failed save left is cleared by the next"
+    assert not list((tmp_path / "checkpoints").glob("*.tmp")), "what was written of it takes no room"
 
 
 def test_saving_a_step_again_is_harmless(tmp_path):
@@ -93,22 +93,36 @@ def test_saving_a_step_again_is_harmless(tmp_path):
     assert checkpoint.newest(tmp_path, pytest.fail).state.step == 3
 
 
-def test_a_planted_pickle_is_not_run(tmp_path):
-    """Even with a manifest that vouches for it, an optimizer file is read as tensors only."""
+@pytest.mark.parametrize("name", [*TEXTS, "model.safetensors", "optimizer.pt", "state.json", "manifest.json"])
+def test_a_planted_pickle_is_not_run(tmp_path, name):
+    """In any file, even with a manifest that vouches for it: it is not run, and a text file of it is no harm."""
 
     class Evil:
         def __reduce__(self):
             return (open, (str(tmp_path / "ran"), "w"))
 
-    folder = save(tmp_path, 1)
-    torch.save(Evil(), folder / "optimizer.pt")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    path = folder / "optimizer.pt"
-    manifest["optimizer.pt"] = {"size": path.stat().st_size, "sha256": checkpoint.sha256_of(path)}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(Exception, match=r"weights_only|Weights only"):
-        checkpoint.newest(tmp_path, pytest.fail).optimizer()
+    save(tmp_path, 1)
+    path = save(tmp_path, 2) / name
+    torch.save(Evil(), path)
+    if name != "manifest.json":
+        manifest = json.loads((path.parent / "manifest.json").read_text())
+        manifest[name] = {"size": path.stat().st_size, "sha256": checkpoint.sha256_of(path)}
+        (path.parent / "manifest.json").write_text(json.dumps(manifest))
+    said = []
+    found = checkpoint.newest(tmp_path, said.append)
+    assert found.state.step == 1 and found.optimizer() == OPTIMIZER
+    assert len(said) == 1 and "step-00000002" in said[0] and name in said[0]
+    path.write_bytes(pickle.dumps(Evil()))
+    assert checkpoint.newest(tmp_path, said.append).state.step == 1
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_folder_under_another_step_s_name_is_passed_over(tmp_path):
+    save(tmp_path, 1)
+    shutil.copytree(tmp_path / "checkpoints" / "step-00000001", tmp_path / "checkpoints" / "step-00000007")
+    said = []
+    assert checkpoint.newest(tmp_path, said.append).state.step == 1
+    assert "is of step 1" in said[0]
 
 
 def test_find_by_name(tmp_path):
