@@ -1,28 +1,44 @@
-"""Pack a captioned image dataset into WebDataset tar shards, or verify packed ones."""
+"""Pack a captioned image dataset into WebDataset tar shards; index, merge or verify shards."""
 
 import argparse
-import os
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 from captioning.progress import bar
 from launch.command import run
+from launch.pack_arguments import parser
 from shards import index as shard_index
 from shards import scenes, sources
+from shards.adopt import adopt
 from shards.errors import InputError
 from shards.index import Index
-from shards.pack import Settings, pack
+from shards.merge import merge, splits_in
+from shards.pack import pack_part
+from shards.plan import Settings
 from shards.sources import Source
 
 
 def main() -> None:
-    arguments = _parser().parse_args()
+    arguments = parser(__doc__).parse_args()
     match arguments.source:
         case "coco":
-            source = sources.coco(arguments.images, arguments.captions)
-            _pack(source, arguments.split, arguments)
+            _pack({arguments.split: sources.coco(arguments.images, arguments.captions)}, arguments)
+        case "karpathy":
+            _pack(sources.karpathy(arguments.images, arguments.json), arguments)
+        case "csv":
+            _pack({arguments.split: sources.table(arguments.images, arguments.csv, arguments.list)}, arguments)
+        case "classes":
+            source = sources.classes(arguments.root, arguments.captions, arguments.template)
+            _pack({arguments.split: source}, arguments)
         case "scenes":
             _pack_scenes(arguments)
+        case "merge":
+            _merge(arguments)
+        case "index":
+            with bar(f"indexing {arguments.split}") as on_progress:
+                index = adopt(arguments.tars, arguments.split, on_progress)
+            _tell(index)
         case "verify":
             index = shard_index.load(arguments.index)
             shard_index.verify(index)
@@ -35,14 +51,28 @@ def _pack_scenes(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for split, count in (("train", arguments.count), ("val", max(1, arguments.count // 10))):
             drawn = scenes.write(Path(folder), split, count, arguments.seed)
-            _pack(sources.coco(*drawn), split, arguments)
+            _pack({split: sources.coco(*drawn)}, arguments)
 
 
-def _pack(source: Source, split: str, arguments: argparse.Namespace) -> None:
-    settings = Settings(arguments.short_side, arguments.quality, arguments.shard_mb)
-    with bar(f"packing {split}") as on_progress:
-        index = pack(source, split, arguments.out, settings, arguments.workers, arguments.strict, on_progress)
-    _tell(index)
+def _pack(splits: dict[str, Source], arguments: argparse.Namespace) -> None:
+    settings = Settings(arguments.short_side, arguments.quality, arguments.shard_mb, arguments.shuffle_seed)
+    out, part = arguments.out, arguments.part
+    for split, source in splits.items():
+        with bar(f"packing {split}") as on_progress:
+            shards = pack_part(source, split, out, settings, part, arguments.workers, arguments.strict, on_progress)
+        if part.count == 1:
+            _tell(merge(split, out))
+        else:
+            images = sum(packed.shard.nsamples for packed in shards)
+            print(f"{out}: part {part.number} of {part.count} of {split}: {images:,} images in {len(shards)} shard(s)")
+
+
+def _merge(arguments: argparse.Namespace) -> None:
+    splits = [arguments.split] if arguments.split else splits_in([arguments.out, *arguments.folders])
+    if not splits:
+        raise InputError(f"No packed shards in {arguments.out}. Pack the parts first, or name the folders they are in.")
+    for split in splits:
+        _tell(merge(split, arguments.out, arguments.folders))
 
 
 def _tell(index: Index) -> None:
@@ -51,32 +81,13 @@ def _tell(index: Index) -> None:
     for reason, count in index.document["left_out"].items():
         print(f"  left out: {count:,} {reason}")
     skipped = index.document["skipped"]
-    for entry in skipped[:10]:
-        print(f"  skipped: {entry['image']}: {entry['reason']}")
-    if len(skipped) > 10:
-        print(f"  ... {len(skipped):,} skipped in all, listed in {index.path}")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m launch.pack", description=__doc__)
-    kinds = parser.add_subparsers(dest="source", required=True, metavar="{coco,scenes,verify}")
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--out", type=Path, required=True, help="folder for SPLIT-000000.tar ... and SPLIT.json")
-    common.add_argument("--short-side", type=int, default=256, help="pixels; larger images shrink, 0 keeps them (256)")
-    common.add_argument("--quality", type=int, default=90, help="JPEG quality, 1..95 (90)")
-    common.add_argument("--shard-mb", type=int, default=256, help="megabytes a shard, about (256)")
-    common.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (all cores)")
-    common.add_argument("--strict", action="store_true", help="stop at an unreadable image instead of skipping it")
-    coco = kinds.add_parser("coco", parents=[common], help="COCO 2014/2017: images and captions_*.json")
-    coco.add_argument("--images", type=Path, required=True, metavar="DIR|ZIP", help="folder of images, or their zip")
-    coco.add_argument("--captions", type=Path, required=True, metavar="JSON", help="captions_train2017.json, ...")
-    coco.add_argument("--split", required=True, metavar="NAME", help="what to call the split: train, val, ...")
-    drawn = kinds.add_parser("scenes", parents=[common], help="drawn scenes with exact captions; needs no download")
-    drawn.add_argument("--count", type=int, default=4000, help="training scenes; a tenth of it is drawn as val (4000)")
-    drawn.add_argument("--seed", type=int, default=0, help="another seed draws other scenes (0)")
-    verify = kinds.add_parser("verify", help="compare every byte of a split with its index")
-    verify.add_argument("index", type=Path, metavar="NAME.json")
-    return parser
+    if len(skipped) <= 10:
+        for entry in skipped:
+            print(f"  skipped: {entry['image']}: {entry['reason']}")
+        return
+    for reason, count in Counter(entry["reason"] for entry in skipped).most_common(10):
+        print(f"  skipped: {count:,} images: {reason}")
+    print(f"  ... {len(skipped):,} skipped in all, each listed in {index.path}")
 
 
 if __name__ == "__main__":

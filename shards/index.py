@@ -218,6 +218,42 @@ def fingerprint_of(shards: list[Shard]) -> str:
     return hashlib.sha256("\n".join(f"{s.sha256} {s.nsamples}" for s in shards).encode()).hexdigest()
 
 
+def write_beside(tar: Path, content: Path, samples: list[tars.TarSample], about: dict[str, Any]) -> None:
+    """Write what belongs to a tar, whose bytes are in ``content`` for now; ``about`` is its captions file."""
+    write_atomically(tar.with_suffix(".idx"), tars.idx_text(samples).encode())
+    write_atomically(tar.with_suffix(".crc32"), tars.checksums(content, samples))
+    write_atomically(captions_path(tar), json.dumps(about, ensure_ascii=False).encode())
+
+
+def document_of(
+    split: str,
+    shards: list[Shard],
+    folder: Path,
+    packing: dict[str, Any],
+    left_out: dict[str, int],
+    skipped: list[dict[str, str]],
+) -> dict[str, Any]:
+    """The contents of NAME.json, to be written to ``folder``, where or below which the shards are."""
+    return {
+        "__kind__": KIND,
+        "wids_version": 1,
+        "name": split,
+        "shardlist": [
+            {
+                "url": shard.path.relative_to(folder).as_posix(),
+                "nsamples": shard.nsamples,
+                "filesize": shard.filesize,
+                "sha256": shard.sha256,
+            }
+            for shard in shards
+        ],
+        "fingerprint": fingerprint_of(shards),
+        "packing": packing,
+        "left_out": left_out,
+        "skipped": skipped,  # image and reason
+    }
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write so that ``path`` holds all of ``data`` or is not there: a temporary neighbour, fsync, rename."""
     temporary = path.with_name(path.name + ".tmp")

@@ -139,7 +139,7 @@ def text_of(sample: TarSample, tar: BinaryIO) -> SampleText:
         raise InputError(f"{tar.name}: sample {sample.key!r} holds a text that cannot be read ({error}).") from error
     found = about.get("captions") or plain or about.get("caption") or about.get("text") or ()
     captions = tuple(map(clean, [found] if isinstance(found, str) else filter(_is_text, found)))
-    image_id = about.get("image_id", sample.key)
+    image_id = about["image_id"] if isinstance(about.get("image_id"), int | str) else sample.key
     return SampleText(sample.key, tuple(filter(None, captions)), image_id, None if label is None else str(label))
 
 

@@ -43,7 +43,7 @@ def pack_small(drawn, out, workers=1, **options):
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
     """Several shards from a few scenes: a shard is at least a megabyte, so let each sample seem large."""
-    monkeypatch.setattr("shards.pack.TAR_OVERHEAD", 16_000_000)
+    monkeypatch.setattr("shards.plan.TAR_OVERHEAD", 16_000_000)
 
 
 def test_any_number_of_workers_makes_the_same_bytes(drawn, tmp_path):
