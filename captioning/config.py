@@ -58,6 +58,7 @@ class TrainConfig:
     total_steps: int | None = None
     world_size: int | None = None  # refuse to start with another number of processes
     max_skipped_steps: int = 20  # this many steps in a row without a finite gradient end the run
+    hang_seconds: int | None = 600  # so long without progress, and every rank says where it is; null: never
 
 
 @dataclass(frozen=True)
@@ -266,6 +267,7 @@ def _impossible(config: Config) -> list[str]:
         "train.total_steps",
         "train.world_size",
         "train.max_skipped_steps",
+        "train.hang_seconds",
         "checkpoint.every_steps",
         "evaluate.every_steps",
         "evaluate.batch_size",

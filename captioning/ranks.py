@@ -1,15 +1,16 @@
 """This process among its peers: plain numbers and objects exchanged on the CPU, whatever the gradients travel over."""
 
 import os
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
+from threading import Event, Thread
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from shards.errors import InputError
 
@@ -42,15 +43,16 @@ class Ranks:
         dist.broadcast_object_list(box, src=0, group=self.group)
         return box[0]
 
-    def main_works(self, work: Callable[[], Any], stopping: Callable[[], bool]) -> Any:
+    def main_works(self, work: Callable[[Event], Any], stopping: Callable[[], bool]) -> Any:
         """What ``work`` returns on rank 0, on every rank; None (it is forgotten) once any rank is ``stopping``.
 
         Rank 0 works in a thread while all ranks exchange signs of life, so that none of them waits past the time limit
         of an exchange, however long the work takes. What it raises is raised on every rank if it is an InputError, else
-        on rank 0.
+        on rank 0. ``work`` is given an event that is set when it is no longer wanted, and then ten seconds to end.
         """
         done: list[Any] = []
-        thread = threading.Thread(target=lambda: done.append(_outcome(work)), daemon=True)
+        unwanted = Event()
+        thread = Thread(target=lambda: done.append(_outcome(work, unwanted)), daemon=True)
         if self.is_main:
             thread.start()
         pause = 0.01
@@ -60,6 +62,9 @@ class Ranks:
             pause = min(2 * pause, 0.5)
             stops, finished = self.sums([bool(stopping()), bool(done)])
             if stops:
+                unwanted.set()
+                if self.is_main:
+                    thread.join(10)  # in C++ code as the interpreter exits, it would end in an abort
                 return None
             if finished:
                 break
@@ -83,9 +88,9 @@ class Ranks:
         self.sums([0.0])
 
 
-def _outcome(work: Callable[[], Any]) -> tuple[Any, Exception | None]:
+def _outcome(work: Callable[[Event], Any], unwanted: Event) -> tuple[Any, Exception | None]:
     try:
-        return work(), None
+        return work(unwanted), None
     except Exception as error:
         return None, error
 
@@ -98,8 +103,13 @@ def lost_peer(error: BaseException) -> bool:
     )
 
 
-def join(precision: str | None = None, expected: int | None = None) -> tuple[Accelerator, Ranks]:
+def join(
+    precision: str | None = None, expected: int | None = None, hang_seconds: int | None = None
+) -> tuple[Accelerator, Ranks]:
     """Join the processes that `accelerate launch` (or torchrun, or srun) started; alone, be rank 0 of 1.
+
+    An exchange that a rank does not come to fails half as long again after ``hang_seconds``, at least a minute; without
+    them, after PyTorch's own limits.
 
     Raises:
         InputError: when ``expected`` processes did not start, or Accelerate does not see those that did.
@@ -107,7 +117,9 @@ def join(precision: str | None = None, expected: int | None = None) -> tuple[Acc
     # Without a GPU, Accelerate 1.15 joins CPU processes only when told to: otherwise each believes it is alone,
     # and W copies of the model drift apart without a word.
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
-    accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available(), kwargs_handlers=[ddp])
+    limit = timedelta(seconds=hang_seconds + max(60, hang_seconds // 2)) if hang_seconds else None
+    handlers = [ddp, *([InitProcessGroupKwargs(timeout=limit)] if limit else [])]
+    accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available(), kwargs_handlers=handlers)
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != started:
         raise InputError(
@@ -121,4 +133,4 @@ def join(precision: str | None = None, expected: int | None = None) -> tuple[Acc
         )
     if started == 1:
         return accelerator, Ranks(0, 1)
-    return accelerator, Ranks(dist.get_rank(), started, dist.new_group(backend="gloo"))
+    return accelerator, Ranks(dist.get_rank(), started, dist.new_group(backend="gloo", timeout=limit))

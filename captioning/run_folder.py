@@ -13,10 +13,11 @@ from shards.errors import InputError
 from shards.index import write_atomically
 
 
-def lock(run: Path, patience_s: float = 30.0) -> TextIO:
+def lock(run: Path, patience_s: float = 30.0, meanwhile: Callable[[], None] = lambda: None) -> TextIO:
     """Hold a run folder against a second start, until this process ends however it ends (flock).
 
-    Waits a while first: processes that were told to stop may still be saving.
+    Waits a while first: processes that were told to stop may still be saving. ``meanwhile`` is called now and then, and
+    ends the wait by raising.
 
     Raises:
         InputError: when another process still holds it after ``patience_s`` seconds.
@@ -36,6 +37,7 @@ def lock(run: Path, patience_s: float = 30.0) -> TextIO:
                 raise InputError(
                     f"run={run} is being trained by {holder}. Stop that one first, or choose another run=FOLDER."
                 ) from error
+            meanwhile()
             time.sleep(0.2)
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")

@@ -90,6 +90,16 @@ class TrainBatches(Dataset):
             keys.append(key)
         return collate(step, epoch, images, captions, keys, holes, self.preprocessing.image_size)
 
+    def shards_of(self, step: int) -> str:
+        """For people: how many samples this rank reads for a step, and from which shards."""
+        epoch, start, stop = step_range(step, len(self.index), self.global_batch_size)
+        start, stop = rank_part(start, stop, self.rank, self.world_size)
+        samples = _order(self.index, self.seed, epoch, self.global_batch_size).samples(start, stop).tolist()
+        names = sorted({self.index.locate(sample)[0].path.name for sample in samples})
+        return (
+            f"{len(samples)} at positions {start} to {stop - 1} of epoch {epoch}, in {', '.join(names) or 'no shard'}"
+        )
+
     def _image(self, data: bytes, epoch: int, sample: int) -> Tensor:
         return self.preprocessing.for_training(data, self.seed, epoch, sample)
 

@@ -23,8 +23,9 @@ from captioning.training.ledger import Ledger, cut_ledgers
 from captioning.training.monitor import Clock, Monitor, perplexity, start_up_table
 from captioning.training.preemption import StoppedError, StopSignals
 from captioning.training.saving import Saver
-from captioning.training.setup import Experiment, holds_folder, prepare
+from captioning.training.setup import Experiment, holds_folder, prepare, take_folder
 from captioning.training.step import Stepper, Update
+from captioning.training.watchdog import Watchdog
 from shards.errors import InputError, listed
 from shards.index import write_atomically
 
@@ -40,7 +41,7 @@ def train(config: Config, stop: StopSignals) -> str:
     Raises:
         InputError: for anything the user can mend: data, settings, a run folder of another experiment, a full disk.
     """
-    accelerator, ranks = join(config.precision, config.train.world_size)
+    accelerator, ranks = join(config.precision, config.train.world_size, config.train.hang_seconds)
     prepared = False
     try:
         found = _prepared(config, ranks, stop)
@@ -52,6 +53,8 @@ def train(config: Config, stop: StopSignals) -> str:
             trainer.close()
     except StoppedError as stopped:
         status, detail = "preempted", f"before the first step, stopped by {stopped}"
+        if ranks.is_main:
+            take_folder(Path(config.run))
     except BaseException as error:
         if prepared or holds_folder():
             _note_failure(Path(config.run), error, ranks)
@@ -84,16 +87,17 @@ def _prepared(config: Config, ranks: Ranks, stop: StopSignals) -> Experiment:
         StoppedError: when a rank is told to stop meanwhile.
     """
     with bar("reading captions", shown=ranks.is_main) as on_progress:
-        stopping = Event()
 
-        def watched(done: int, total: int) -> None:
-            if stopping.is_set():
-                raise StoppedError
-            on_progress(done, total)
+        def work(unwanted: Event) -> Experiment:
+            def watched(done: int, total: int) -> None:
+                if unwanted.is_set():
+                    raise StoppedError
+                on_progress(done, total)
 
-        found = ranks.main_works(lambda: prepare(config, ranks.world_size, watched), lambda: bool(stop.received))
+            return prepare(config, ranks.world_size, watched)
+
+        found = ranks.main_works(work, lambda: stop.received is not None)
         if found is None:
-            stopping.set()
             raise _stopped(ranks, stop)
     return found
 
@@ -128,6 +132,7 @@ class Trainer:
         self.saver = Saver(self.run, texts, config.checkpoint.keep, config.checkpoint.background)
         self.saved = self.state if found.checkpoint else None  # the last state on disk
         self.being_saved = self.saved
+        self.watchdog = Watchdog(self.run, ranks, config.train.hang_seconds, self.batches.shards_of)
         self.clock = Clock()
 
     def fit(self) -> str:
@@ -146,6 +151,7 @@ class Trainer:
         steps = train_steps(self.batches, self.state.step, self.total_steps, self.found.workers, pin)
         evaluate_every = self.config.evaluate.every_steps or self.found.steps_per_epoch(self.config)
         self.clock.reset()
+        self.watchdog.start()
         while True:
             # Before the first step too: a run stopped while it validated does that first when it is continued.
             if self._is_time(evaluate_every) and self.state.evaluated_step < self.state.step:
@@ -154,16 +160,22 @@ class Trainer:
                 self._save()
             if self.state.step == self.total_steps:
                 return
+            self._at("reading its samples")
             asked = time.perf_counter()
             micro_batches = next(steps)
             self.clock.waiting += time.perf_counter() - asked
+            self._at("waiting for the other ranks to have read theirs")
             mine = [sum(b.targets for b in micro_batches), sum(len(b.holes) for b in micro_batches)]
             targets, holes, stopping = self.ranks.sums([*mine, self.stop.received is not None])
             if stopping:
                 raise _stopped(self.ranks, self.stop)
             self._count_holes(micro_batches, int(holes))
+            self._at("computing the update")
             update = self.stepper.step(self.state.step, micro_batches, targets)
             self._advance(micro_batches, update)
+
+    def _at(self, what: str) -> None:
+        self.watchdog.at(self.state.step + 1, what)
 
     def _is_time(self, every_steps: int) -> bool:
         step = self.state.step
@@ -213,8 +225,10 @@ class Trainer:
             )
 
     def _stop_if_told(self) -> None:
+        self._at("waiting for the other ranks, validating")
         if self.ranks.sums([self.stop.received is not None])[0]:
             raise _stopped(self.ranks, self.stop)
+        self._at("captioning the validation split")
 
     def _validate(self) -> None:
         """Caption the validation split with every rank and score it on rank 0; told to stop, give up at once."""
@@ -227,7 +241,7 @@ class Trainer:
                 captioner, self.found.vocabulary, val, self.config, self.ranks, self.accelerator.device,
                 self.found.workers, between_batches=self._stop_if_told,
             )  # fmt: skip
-        scores = self.ranks.main_works(lambda: score_captions(captions, val), lambda: self.stop.received is not None)
+        scores = self.ranks.main_works(lambda _: score_captions(captions, val), self._told_while_scoring)
         if scores is None:
             raise _stopped(self.ranks, self.stop)
         if self.ranks.is_main:
@@ -241,6 +255,10 @@ class Trainer:
             self.state = replace(self.state, best_score=scores[SELECTION_METRIC], best_step=self.state.step)
         self.clock.reset()
 
+    def _told_while_scoring(self) -> bool:
+        self._at("waiting for rank 0 to score the captions")
+        return self.stop.received is not None
+
     def _save(self, last: bool = False) -> None:
         """Have the state saved, unless it is; the ``last`` time wait until it is on disk.
 
@@ -248,6 +266,7 @@ class Trainer:
             InputError: when the disk takes no last checkpoint. Of an earlier one that failed people are told, and the
                 run goes on: the disk may have room by the next.
         """
+        self._at("saving")
         objection = self._finish_saving()
         if self.state != self.saved:
             if self.ledger:
@@ -280,5 +299,6 @@ class Trainer:
         return f"step {self.state.step} of {self.total_steps}{self.why}"
 
     def close(self) -> None:
+        self.watchdog.close()
         self.saver.finish()
         self.monitor.close()

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -83,6 +84,19 @@ def holds_folder() -> bool:
     return bool(_locks)
 
 
+def take_folder(run: Path) -> None:
+    """Hold the folder of a run that was stopped before it was prepared, to say so there; not that of others."""
+    with suppress(InputError, OSError):
+        run.mkdir(parents=True, exist_ok=True)
+        if not _locks and (_is_empty(run) or (run / "config.yaml").is_file()):
+            _locks.append(run_folder.lock(run, patience_s=0))
+
+
+def _is_empty(run: Path) -> bool:
+    """But for what a start leaves that was stopped at once."""
+    return all(path.name.removesuffix(".tmp") in ("lock", "status", "config.yaml") for path in run.iterdir())
+
+
 def prepare(config: Config, world_size: int, on_progress: Progress) -> Experiment:
     """Check everything a run needs, then make or continue its folder. Runs on rank 0 alone.
 
@@ -98,7 +112,7 @@ def prepare(config: Config, world_size: int, on_progress: Progress) -> Experimen
     run = Path(config.run)
     changed = _compare_with_folder(config, run)
     if run.exists():
-        _locks.append(run_folder.lock(run))
+        _locks.append(run_folder.lock(run, meanwhile=lambda: on_progress(0, len(train))))
     found = _checkpoint_to_continue(run, train)
     stored = None
     if found is None:
@@ -134,7 +148,7 @@ def _compare_with_folder(config: Config, run: Path) -> list[str]:
     """Settings changed since the run in the folder began; refuses those that would make it another experiment."""
     if run.exists() and not run.is_dir():
         raise InputError(f"run={run} is a file. Choose another run=FOLDER.")
-    if not run.exists() or not any(path.name != "lock" for path in run.iterdir()):
+    if not (run / "config.yaml").is_file() and (not run.exists() or _is_empty(run)):
         return []
     if not (run / "config.yaml").is_file():
         raise InputError(f"run={run} is a folder of other things (no config.yaml). Choose another run=FOLDER.")
