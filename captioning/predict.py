@@ -1,71 +1,173 @@
 """Captions for any image, with the preprocessing and vocabulary of the checkpoint that writes them."""
 
+import math
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from captioning import checkpoint, interchange
 from captioning import config as configuration
 from captioning.config import Config
 from captioning.data import vocabulary as vocab
-from captioning.data.transforms import preprocessing_of
+from captioning.data.transforms import Preprocessing, preprocessing_of
 from captioning.data.vocabulary import Vocabulary
 from captioning.interchange import Exported
 from captioning.model.captioner import Captioner
-from captioning.model.search import SearchOptions, options_of, search
+from captioning.model.search import Hypothesis, SearchOptions, options_of, search
 from shards.errors import InputError
-from shards.images import UnreadableImageError, open_rgb
+from shards.images import UnreadableImageError, open_rgb, upright_rgb
 
-ImageLike = str | Path | Image.Image
+# A file, its bytes, an opened image, or uint8 [H, W, 3].
+ImageLike = str | Path | bytes | Image.Image | np.ndarray | Tensor
+_AUTOCAST = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What a model says of an image; ``str`` of it is the text.
+
+    ``log_probability`` is the natural logarithm of the caption's probability, its end counted in. ``attention``
+    float32 [len(words), rows, columns] says where in the preprocessed (square) image the model looked for each word,
+    each word's summing to 1; None where the decoder does not look. ``others`` are the beams it was chosen from.
+    """
+
+    text: str
+    log_probability: float
+    words: tuple[str, ...]
+    attention: Tensor | None = None
+    others: tuple["Caption", ...] = ()
+
+    def __str__(self) -> str:
+        return self.text
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A trained captioner. ``Predictor.from_checkpoint("runs/demo").caption(["photo.jpg"])`` -> ``["A ..."]``."""
+    """Trained captioners that caption together, most often one.
 
-    model: Captioner
+    ``Predictor.from_checkpoint("runs/demo").caption(["photo.jpg"])`` -> ``[Caption("A ...", ...)]``.
+    """
+
+    models: tuple[Captioner, ...]
     vocabulary: Vocabulary
-    config: Config
+    config: Config  # of the first
     step: int
     device: torch.device
 
+    @property
+    def model(self) -> Captioner:
+        return self.models[0]
+
+    @cached_property
+    def preprocessing(self) -> Preprocessing:
+        return preprocessing_of(self.config)
+
     @classmethod
-    def from_checkpoint(cls, run: str | Path, which: str = "best", device: str | None = None) -> "Predictor":
+    def from_checkpoint(
+        cls, run: str | Path | Sequence[str | Path], which: str = "best", device: str | None = None
+    ) -> "Predictor":
         """Load checkpoint ``best``, ``latest`` or ``step-N`` of a run folder, or a folder that launch.export
-        wrote; on a GPU where there is one.
+        wrote; on a GPU where there is one. Several runs make an ensemble: they vote on every word.
 
         Raises:
-            InputError: when the run has no such checkpoint, or it does not verify.
+            InputError: when there is no such checkpoint, or it does not verify; when the runs of an ensemble differ
+                in their vocabulary or preprocessing.
         """
-        exported = loaded(Path(run), which)
-        model = Captioner(exported.config, len(exported.vocabulary))
-        try:
-            model.load_state_dict(exported.weights)
-        except RuntimeError as error:
-            raise InputError(f"{run}: model.safetensors does not fit its config:\n{error}") from error
+        runs = [Path(run)] if isinstance(run, str | Path) else [Path(one) for one in run]
+        exported = [loaded(path, which) for path in runs]
+        first = exported[0]
+        for path, other in zip(runs[1:], exported[1:], strict=True):
+            if other.vocabulary != first.vocabulary:
+                raise InputError(f"{path} has another vocabulary than {runs[0]}: they cannot vote on words.")
+            if preprocessing_of(other.config) != preprocessing_of(first.config):
+                raise InputError(f"{path} was trained on images of another size than {runs[0]}: see data.image_size.")
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return cls(model.eval().to(place), exported.vocabulary, exported.config, exported.step, place)
+        models = tuple(_model_of(one, path).to(place) for one, path in zip(exported, runs, strict=True))
+        return cls(models, first.vocabulary, first.config, first.step, place)
 
     def caption(
         self, images: Sequence[ImageLike], batch_size: int = 32, options: SearchOptions | None = None
-    ) -> list[str]:
-        """Captions of files or PIL images, in their order; searched for as in validation unless ``options`` say how.
+    ) -> list[Caption]:
+        """Captions of images, in their order; searched for as in validation unless ``options`` say how.
 
         Raises:
-            InputError: naming the first file that is missing or is no image.
+            InputError: naming the first that is missing or no image. ``each`` goes on with the rest.
         """
-        options = options or options_of(self.config.evaluate)
-        preprocessing, captions = preprocessing_of(self.config), list[str]()
-        for start in range(0, len(images), batch_size):
-            tensors = [preprocessing.for_evaluation(opened(image)) for image in images[start : start + batch_size]]
-            batch = torch.stack(tensors).to(self.device)
-            found = search([self.model], batch, options, self.config.data.max_words)
-            captions += [self.vocabulary.decode(best[0].ids) for best in found]
-        return captions
+        found = []
+        for said in self.each(images, batch_size, options):
+            if isinstance(said, InputError):
+                raise said
+            found.append(said)
+        return found
+
+    def each(
+        self, images: Iterable[ImageLike], batch_size: int = 32, options: SearchOptions | None = None
+    ) -> Iterator[Caption | InputError]:
+        """For each of any number of images its caption, or why it could not be read. The next batch is decoded by
+        threads while one is captioned; no more than these two are held."""
+        options, images = options or options_of(self.config.evaluate), iter(images)
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+
+            def begun() -> list[Future[Tensor | InputError]]:
+                return [pool.submit(self._read, image) for image in islice(images, batch_size)]
+
+            waiting = begun()
+            while waiting:
+                following = begun()
+                yield from self._captioned([one.result() for one in waiting], options)
+                waiting = following
+
+    def _read(self, image: ImageLike) -> Tensor | InputError:
+        try:
+            return self.preprocessing.for_evaluation(opened(image))
+        except InputError as error:
+            return error
+
+    def _captioned(self, read: list[Tensor | InputError], options: SearchOptions) -> Iterator[Caption | InputError]:
+        good = [one for one in read if isinstance(one, Tensor)]
+        found: Iterator[list[Hypothesis]] = iter(())
+        if good:
+            dtype = _AUTOCAST[self.config.precision]
+            faster = self.device.type == "cuda" and dtype is not torch.float32
+            with torch.autocast(self.device.type, dtype=dtype if faster else None, enabled=faster):
+                batch = torch.stack(good).to(self.device)
+                found = iter(search(self.models, batch, options, self.config.data.max_words))
+        for one in read:
+            yield self._said(next(found)) if isinstance(one, Tensor) else one
+
+    def _said(self, hypotheses: list[Hypothesis]) -> Caption:
+        best, *others = [self._one(hypothesis) for hypothesis in hypotheses]
+        return Caption(best.text, best.log_probability, best.words, best.attention, tuple(others))
+
+    def _one(self, found: Hypothesis) -> Caption:
+        words = tuple(self.vocabulary.words[i] for i in found.ids)
+        attention = found.attention
+        if attention is not None:
+            side = math.isqrt(attention.shape[1])  # a square image gives a square grid
+            attention = attention.unflatten(1, (side, side))
+        return Caption(self.vocabulary.decode(found.ids), found.log_probability, words, attention)
+
+
+def _model_of(exported: Exported, run: Path) -> Captioner:
+    model = Captioner(exported.config, len(exported.vocabulary))
+    try:
+        model.load_state_dict(exported.weights)
+    except RuntimeError as error:
+        lines = "\n".join(line[:160] for line in str(error).splitlines()[:6])
+        raise InputError(
+            f"{run}: its weights are of another architecture or vocabulary than its config says:\n{lines}"
+        ) from error
+    return model.eval()
 
 
 def loaded(run: Path, which: str = "best") -> Exported:
@@ -84,14 +186,29 @@ def loaded(run: Path, which: str = "best") -> Exported:
 
 
 def opened(image: ImageLike) -> Image.Image:
-    """An upright RGB image from a file or a PIL image.
+    """An upright RGB image.
 
     Raises:
-        InputError: when the file is missing or is no image.
+        InputError: when a file is missing or no image, or an array is not uint8 [H, W, 3].
     """
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
     try:
-        return open_rgb(Path(image).read_bytes())
+        match image:
+            case Image.Image():
+                return upright_rgb(image)
+            case bytes():
+                return open_rgb(image)
+            case np.ndarray() | Tensor():
+                return _from_array(image)
+            case _:
+                return open_rgb(Path(image).read_bytes())
     except (OSError, UnreadableImageError) as error:
-        raise InputError(f"{image} cannot be read as an image: {error}") from error
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        name = image if isinstance(image, str | Path) else f"An image given as {type(image).__name__}"
+        raise InputError(f"{name} cannot be read as an image: {why}") from error
+
+
+def _from_array(array: np.ndarray | Tensor) -> Image.Image:
+    values = array.detach().cpu().numpy() if isinstance(array, Tensor) else array
+    if values.dtype != np.uint8 or values.ndim != 3 or values.shape[2] != 3 or not values.size:
+        raise InputError(f"An array of {values.dtype} {list(values.shape)} is no image: uint8 [H, W, 3] is wanted.")
+    return Image.fromarray(values)

@@ -1,74 +1,129 @@
-"""Caption image files, or all images of folders, with a trained run."""
+"""Caption image files, all images of folders, or a few of a packed split, with a trained run.
+
+What cannot be read as an image is listed at the end and stops nothing; the exit status is 0 when anything at all was
+captioned, and 2 when nothing was.
+"""
 
 import argparse
 import json
 import sys
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
-from PIL import Image
-
-from captioning.predict import Predictor, opened
+from captioning.model.search import options_of
+from captioning.predict import Caption, Predictor, opened
 from captioning.progress import bar
-from captioning.report import caption_sheet
+from captioning.report.gallery import Gallery
+from captioning.report.pictures import annotated, caption_sheet
 from launch.command import BAD_INPUT, output_file, run
+from launch.images import Named, images_at, random_images
 from shards.errors import InputError
-from shards.index import write_atomically
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
-_BATCH = 32
 _MOST_IN_PICTURE = 24
 
 
 def main() -> int:
     arguments = _arguments()
-    files = [file for path in arguments.images for file in _images_at(path)]
-    predictor = Predictor.from_checkpoint(arguments.run, arguments.checkpoint)
-    captioned: list[dict[str, str]] = []
-    unreadable = []
-    with bar("captioning") as on_progress:
-        for start in range(0, len(files), _BATCH):
-            images: list[tuple[Path, Image.Image]] = []
-            for file in files[start : start + _BATCH]:
-                try:
-                    images.append((file, opened(file)))
-                except InputError as error:
-                    unreadable.append(str(error))
-            captions = predictor.caption([image for _, image in images])
-            for (file, _), caption in zip(images, captions, strict=True):
-                captioned.append({"image": str(file), "caption": caption})
-                print(f"{file}: {caption}")
-            on_progress(start + len(images), len(files))
-    if arguments.json:
-        write_atomically(arguments.json, json.dumps(captioned, indent=1, ensure_ascii=False).encode())
-    if arguments.picture and captioned:
-        shown = captioned[:_MOST_IN_PICTURE]
-        pictures = [opened(entry["image"]) for entry in shown]
-        title = f"{arguments.run}, step {predictor.step}"
-        caption_sheet(pictures, [entry["caption"] for entry in shown], [None] * len(shown), arguments.picture, title)
-    for message in unreadable:
-        print(f"skipped: {message}", file=sys.stderr)
-    return BAD_INPUT if unreadable else 0
+    if arguments.random:
+        images = [image for path in arguments.images for image in random_images(path, arguments.random, arguments.seed)]
+    else:
+        images = [image for path in arguments.images for image in images_at(path)]
+    predictor = Predictor.from_checkpoint([arguments.run, *arguments.ensemble], arguments.checkpoint, arguments.device)
+    options = options_of(predictor.config.evaluate)
+    if arguments.beam:
+        options = replace(options, beam_size=arguments.beam)
+    outlet = _Outlet(arguments, predictor)
+    with ExitStack() as stack, bar("captioning") as on_progress:
+        lines = stack.enter_context(arguments.json.open("w", encoding="utf-8")) if arguments.json else None
+        found = predictor.each((source for _, source in images), arguments.batch, options)
+        for number, (image, said) in enumerate(zip(images, found, strict=True), start=1):
+            entry = outlet.tell(image, said)
+            if lines:
+                lines.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            on_progress(number, len(images))
+    return outlet.close()
 
 
-def _images_at(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
-    if not files:
-        raise InputError(f"{path} holds no images ({', '.join(sorted(_SUFFIXES))}).")
-    return files
+class _Outlet:
+    """Everything a caption goes into: the terminal, and whatever was asked for."""
+
+    def __init__(self, arguments: argparse.Namespace, predictor: Predictor):
+        self.arguments, self.preprocessing = arguments, predictor.preprocessing
+        self.title = f"{arguments.run}, step {predictor.step}"
+        self.gallery = Gallery(arguments.html, "Captions", self.title) if arguments.html else None
+        self.shown: list[tuple[Named, str]] = []
+        self.failed: list[str] = []
+        self.captioned = 0
+        if arguments.annotate:
+            arguments.annotate.mkdir(parents=True, exist_ok=True)
+
+    def tell(self, named: Named, said: Caption | InputError) -> dict[str, object]:
+        name, source = named
+        if isinstance(said, InputError):
+            self.failed.append(str(said))
+            if self.gallery:
+                self.gallery.fail(str(said))
+            return {"image": name, "error": str(said)}
+        self.captioned += 1
+        print(f"{name}: {said}", flush=True)
+        if self.gallery:
+            self.gallery.add(name, opened(source), said, self.preprocessing)
+        if folder := self.arguments.annotate:
+            annotated(opened(source), said.text).save(
+                folder / f"{self.captioned:05d}-{Path(name).stem}.jpg", quality=90
+            )
+        if self.arguments.picture and len(self.shown) < _MOST_IN_PICTURE:
+            self.shown.append((named, said.text))
+        entry = {"image": name, "caption": said.text, "log_probability": round(said.log_probability, 4)}
+        if self.arguments.all_beams:
+            others = [{"caption": o.text, "log_probability": round(o.log_probability, 4)} for o in said.others]
+            return {**entry, "others": others}
+        return entry
+
+    def close(self) -> int:
+        if self.gallery:
+            print(f"page: {self.gallery.close()}", file=sys.stderr)
+        if self.shown:
+            pictures = [opened(source) for (_, source), _ in self.shown]
+            captions = [caption for _, caption in self.shown]
+            caption_sheet(pictures, captions, [None] * len(captions), self.arguments.picture, self.title)
+        for message in self.failed:
+            print(f"skipped: {message}", file=sys.stderr)
+        if self.failed:
+            total = self.captioned + len(self.failed)
+            print(f"{len(self.failed):,} of {total:,} could not be captioned", file=sys.stderr)
+        return 0 if self.captioned else BAD_INPUT
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m launch.caption", description=__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
-    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE|DIR")
-    parser.add_argument("--checkpoint", default="best", metavar="best|latest|step-N", help="which checkpoint (best)")
-    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write image and caption there")
-    parser.add_argument(
-        "--picture", type=output_file, metavar="PNG", help=f"draw the first {_MOST_IN_PICTURE} with captions"
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.caption", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN", help="run folder, or a folder that launch.export or launch.convert wrote")
+    add("images", nargs="+", metavar="IMAGE|DIR|GLOB|-", help="files, folders, patterns; - reads names from stdin")
+    add("--checkpoint", default="best", metavar="best|latest|step-N", help="which checkpoint (best)")
+    add("--ensemble", type=Path, nargs="+", default=[], metavar="RUN", help="further runs that vote on each word")
+    add("--beam", type=_at_least_one, metavar="N", help="beam size; 1 is greedy (as in validation)")
+    add("--batch", type=_at_least_one, default=32, metavar="N", help="images captioned at once (32)")
+    add("--device", metavar="cpu|cuda", help="where (on a GPU if there is one)")
+    add(
+        "--random", type=_at_least_one, metavar="N", help="IMAGE is a split's NAME.json: caption one image of each of N"
+    )
+    add("--seed", type=int, default=0, help="of --random (0)")
+    add("--json", type=output_file, metavar="FILE", help="JSON lines: image, caption, log_probability; or error")
+    add("--all-beams", action="store_true", help="the other beams too, in --json")
+    add("--html", type=Path, metavar="DIR", help="a page with thumbnails, and where the model looked")
+    add("--annotate", type=Path, metavar="DIR", help="each image as a JPEG with its caption below")
+    add("--picture", type=output_file, metavar="PNG", help=f"one picture of the first {_MOST_IN_PICTURE}")
     return parser.parse_args()
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: a number of at least 1 is wanted")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from captioning import checkpoint
 from captioning.predict import Predictor
-from captioning.report import caption_sheet
+from captioning.report.pictures import caption_sheet
 from launch.command import run
 from shards import index as shard_index
 from shards import scenes
@@ -86,7 +86,7 @@ def _draw_unseen(count: int) -> None:
     (FOLDER / "unseen").mkdir()
     for number, picture in enumerate(pictures):
         picture.save(FOLDER / "unseen" / f"{number:02d}.png")
-    captions = Predictor.from_checkpoint(RUN).caption(pictures)
+    captions = [caption.text for caption in Predictor.from_checkpoint(RUN).caption(pictures)]
     right = [scenes.is_right(caption, scene) for caption, scene in zip(captions, drawn, strict=True)]
     caption_sheet(pictures, captions, right, FOLDER / "captions.png", "Scenes the model has not seen, and what it says")
 

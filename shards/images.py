@@ -22,13 +22,25 @@ def open_rgb(data: bytes) -> Image.Image:
         with Image.open(io.BytesIO(data)) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UnreadableImageError(f"{image.width} x {image.height} pixels is more than {MAX_PIXELS:,}")
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            return upright_rgb(image)
     except UnreadableImageError:
         raise
     except UnidentifiedImageError:  # its message names an address in memory
         raise UnreadableImageError("not an image of a known format") from None
     except Exception as error:  # Pillow's plugins raise whatever their parsers meet: OSError, SyntaxError, struct.error
+        raise UnreadableImageError(f"{type(error).__name__}: {error}") from error
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An opened image as ``open_rgb`` gives it.
+
+    Raises:
+        UnreadableImageError: when its pixels cannot be decoded.
+    """
+    try:
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
+    except Exception as error:
         raise UnreadableImageError(f"{type(error).__name__}: {error}") from error
 
 

@@ -127,11 +127,12 @@ def test_evaluating_and_captioning(scene_shards, tmp_path, empty_config):
     done = run_command(module("launch.caption", run, folder, "--json", results, "--picture", picture))
     assert done.returncode == 0, done.stderr
     assert [line.split(": ")[0] for line in done.stdout.splitlines()] == [str(p) for p in sorted(folder.iterdir())]
-    assert [entry["image"] for entry in json.loads(results.read_text())] == [str(p) for p in sorted(folder.iterdir())]
+    entries = [json.loads(line) for line in results.read_text().splitlines()]
+    assert [entry["image"] for entry in entries] == [str(p) for p in sorted(folder.iterdir())]
     assert Image.open(picture).width > 500
     (folder / "broken.jpg").write_bytes(b"no picture")
     done = run_command(module("launch.caption", run, folder))
-    assert done.returncode == 2 and "skipped: " in done.stderr and "broken.jpg" in done.stderr
+    assert done.returncode == 0 and "skipped: " in done.stderr and "broken.jpg" in done.stderr
     assert len(done.stdout.splitlines()) == 4, "the others are captioned all the same"
 
     done = run_command(module("launch.evaluate", run))

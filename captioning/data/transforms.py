@@ -37,6 +37,10 @@ class Preprocessing:
         """
         return self._cropped(open_rgb(image) if isinstance(image, bytes) else image, 0.5, 0.5, False)
 
+    def seen(self, image: Image.Image) -> Image.Image:
+        """The square picture that ``for_evaluation`` shows the model."""
+        return Image.fromarray(self.for_evaluation(image).permute(1, 2, 0).numpy())
+
     def _cropped(self, image: Image.Image, x: float, y: float, mirror: bool) -> Tensor:
         """Crop at fractions ``x``, ``y`` of the free room; only what the crop needs is resized."""
         scale = self.resize_size / min(image.size)

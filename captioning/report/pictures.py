@@ -1,0 +1,114 @@
+"""Pictures of what a model says, as image files."""
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+matplotlib.use("Agg")  # no display is needed, and none is looked for
+
+from matplotlib import font_manager, pyplot
+
+from captioning.predict import Caption
+
+_LONGEST_SIDE = 1600  # pixels of an annotated image
+GREY, _SHADE = 0.5, 0.85  # what covers places the model did not look at, and how much of it at most
+
+
+def caption_sheet(
+    images: Sequence[Image.Image], captions: Sequence[str], right: Sequence[bool | None], path: Path, title: str
+) -> None:
+    """Images in rows of four with their captions below; green for right, red for wrong, black where nobody judged."""
+    columns = min(4, len(images))
+    rows = -(-len(images) // columns)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(3.1 * columns, 3.6 * rows), squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, image, caption, judged in zip(axes.flat, images, captions, right, strict=False):
+        axis.imshow(image)
+        colour = {None: "#222222", True: "#1a7f37", False: "#c62828"}[judged]
+        axis.set_title("\n".join(textwrap.wrap(caption, 32)), y=-0.04, va="top", fontsize=10, color=colour)
+    figure.suptitle(title, fontsize=13)
+    figure.tight_layout(h_pad=3.0)
+    _save(figure, path)
+
+
+def annotated(image: Image.Image, caption: str) -> Image.Image:
+    """The image, at most 1,600 pixels long, with its caption on a band below."""
+    image = image.copy()
+    image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
+    image = image if image.width >= 240 else image.resize((240, max(1, round(image.height * 240 / image.width))))
+    size = max(13, image.width // 32)
+    font, margin, line = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size), size * 3 // 4, size * 4 // 3
+    lines = _wrapped(caption, font, image.width - 2 * margin)
+    sheet = Image.new("RGB", (image.width, image.height + 2 * margin + line * len(lines)), "white")
+    sheet.paste(image)
+    draw = ImageDraw.Draw(sheet)
+    for number, text in enumerate(lines):
+        draw.text((margin, image.height + margin + number * line), text, fill="#111111", font=font)
+    return sheet
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """Lines that are no wider than ``width`` pixels, a word at least in each."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines
+
+
+def shade(attention: np.ndarray, size: int) -> np.ndarray:
+    """How much of each pixel of a square image is covered: float [size, size], 0 where the model looked most.
+
+    ``attention`` [rows, columns], any scale; between the middles of its places it is interpolated.
+    """
+    strength = Image.fromarray((attention / max(float(attention.max()), 1e-12)).astype(np.float32))
+    smooth = np.asarray(strength.resize((size, size), Image.Resampling.BICUBIC))
+    return _SHADE * (1 - smooth.clip(0, 1))
+
+
+def attention_sheet(images: Sequence[Image.Image], captions: Sequence[Caption], path: Path) -> None:
+    """A row an image: the image as the model saw it, then for each word what it looked at, the rest greyed."""
+    longest = max(len(caption.words) for caption in captions)
+    figure, axes = pyplot.subplots(
+        len(images), longest + 1, figsize=(1.5 * (longest + 1), 1.8 * len(images)), squeeze=False
+    )
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for row, image, caption in zip(axes, images, captions, strict=True):
+        seen = np.asarray(image, dtype=np.float32) / 255
+        row[0].imshow(seen)
+        if caption.attention is None:
+            continue
+        for axis, word, weights in zip(row[1:], caption.words, caption.attention.numpy(), strict=False):
+            cover = shade(weights, seen.shape[0])[:, :, None]
+            axis.imshow(seen * (1 - cover) + GREY * cover)
+            axis.set_title(word, fontsize=10)
+    figure.tight_layout()
+    _save(figure, path)
+
+
+def curve(series: dict[str, list[tuple[int, float]]], path: Path, title: str, label: str) -> None:
+    """Lines over steps: name -> (step, value)."""
+    figure, axis = pyplot.subplots(figsize=(7.2, 4.2))
+    for name, points in series.items():
+        axis.plot(*zip(*points, strict=True), label=name, marker="o" if len(points) < 12 else None, markersize=4)
+    axis.set(title=title, xlabel="optimizer step", ylabel=label)
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    if len(series) > 1:
+        axis.legend(frameon=False)
+    figure.tight_layout()
+    _save(figure, path)
+
+
+def _save(figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+    pyplot.close(figure)
