@@ -1,78 +1,124 @@
-"""Caption every image of a split and score the captions. Under `accelerate launch` the processes share the work."""
+"""Score captions: a trained run's, those of anyone's results file, or two of these against each other.
+
+A run captions every image of a split first; under `accelerate launch` the processes share that work.
+"""
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from rich.console import Console
-from rich.table import Table
 
 from captioning.predict import Predictor
 from captioning.progress import bar
-from captioning.ranks import join
-from captioning.scoring.evaluate import caption_split, score_captions
+from captioning.ranks import Ranks, join
+from captioning.scoring.evaluate import caption_split
 from captioning.scoring.ptb import TOKENIZER
+from captioning.scoring.results import Captioned, beside, in_common, read_references, read_results
+from captioning.scoring.scores import compare, evaluate
 from captioning.training.setup import loader_workers
 from launch.command import output_file, run
+from launch.score_tables import show_differences, show_left_out, show_scores
 from shards import index as shard_index
 from shards.errors import InputError
 from shards.index import write_atomically
 
+_AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 def main() -> None:
     arguments = _arguments()
-    predictor = Predictor.from_checkpoint(arguments.run, arguments.checkpoint, device="cpu")
+    accelerator, ranks = join("no")
+    sources = arguments.compare or [arguments.results or arguments.run]
+    captioned, about = zip(*[_captions(s, arguments, accelerator.device, ranks) for s in sources], strict=True)
+    accelerator.end_training()
+    if not ranks.is_main:
+        return  # the others need not wait while one scores
+    with Console(stderr=True).status("scoring"):
+        if arguments.compare:
+            of_a, of_b, found = compare(*in_common(*captioned), arguments.java_seconds)
+            document = {
+                "a": about[0], "b": about[1], "images": len(of_a.captioned), "tokenizer": TOKENIZER,
+                "skipped": of_a.skipped | of_b.skipped, "differences": [asdict(difference) for difference in found],
+            }  # fmt: skip
+        else:
+            evaluation = evaluate(captioned[0], arguments.java_seconds)
+            document = {**about[0], **evaluation.document()}
+    if arguments.json:
+        write_atomically(arguments.json, json.dumps(document, indent=1, ensure_ascii=False).encode())
+    if arguments.compare:
+        show_differences((str(sources[0]), str(sources[1])), len(of_a.captioned), found)
+        show_left_out(of_a)
+    else:
+        show_scores(_title(document), evaluation)
+
+
+Found = tuple[Captioned, dict]  # captions beside their references, and where they come from
+
+
+def _captions(source: Path, arguments: argparse.Namespace, device: torch.device, ranks: Ranks) -> Found:
+    """The captions of a run folder or a results file."""
+    if source == arguments.run or (arguments.compare and source.is_dir()):
+        return _of_run(source, arguments, device, ranks)
+    if not arguments.captions:
+        raise InputError(f"{source} needs --captions REFERENCES.json: COCO captions, or a split's NAME.json.")
+    captioned = beside(read_results(source), read_references(arguments.captions), source)
+    return captioned, {"results": str(source), "references": str(arguments.captions)}
+
+
+def _of_run(folder: Path, arguments: argparse.Namespace, device: torch.device, ranks: Ranks) -> Found:
+    predictor = Predictor.from_checkpoint(folder, arguments.checkpoint, device=str(device))
     config = predictor.config
-    accelerator, ranks = join(config.precision)
     splits = {"train": config.data.train, "val": config.data.val}
     path = splits.get(arguments.split, arguments.split)
     if not path:
         raise InputError(f"The run has no data.{arguments.split}. Give --split the path of a split's NAME.json.")
     index = shard_index.load(path)
     index.check_files()
-    model = predictor.model.to(accelerator.device)
-    with bar("captioning", shown=ranks.is_main) as on_progress, accelerator.autocast():
+    dtype = _AUTOCAST[config.precision]
+    with (
+        bar("captioning", shown=ranks.is_main) as on_progress,
+        torch.autocast(device.type, dtype=dtype, enabled=dtype is not None),
+    ):
         captions = caption_split(
-            model,
-            predictor.vocabulary,
-            index,
-            config,
-            ranks,
-            accelerator.device,
-            loader_workers(config),
-            on_progress,
+            predictor.model, predictor.vocabulary, index, config, ranks, device, loader_workers(config), on_progress
         )
+    split = arguments.split if arguments.split in splits else f"{index.name}-{index.fingerprint[:8]}"
+    results = folder / f"captions-{split}-step-{predictor.step}.json"
     if ranks.is_main:
-        scores = score_captions(captions, index)
-        split = arguments.split if arguments.split in splits else f"{index.name}-{index.fingerprint[:8]}"
-        name = f"captions-{split}-step-{predictor.step}.json"
-        write_atomically(arguments.run / name, json.dumps(captions.results(index), ensure_ascii=False).encode())
-        summary = {"split": str(path), "step": predictor.step, "images": len(captions.of_sample), "scores": scores}
-        if arguments.json:
-            details = {**summary, "holes": captions.holes, "tokenizer": TOKENIZER}
-            write_atomically(arguments.json, json.dumps(details, indent=1).encode())
-        _show(summary, captions.holes, arguments.run / name)
-    ranks.barrier()
-    accelerator.end_training()
+        write_atomically(results, json.dumps(captions.results(index), ensure_ascii=False).encode())
+    about = {"split": str(path), "step": predictor.step, "results": str(results), "holes": captions.holes}
+    return captions.beside(index), about
 
 
-def _show(summary: dict, holes: list[str], results: Path) -> None:
-    title = f"{summary['images']:,} images of {summary['split']}, checkpoint step {summary['step']}, greedy search"
-    table = Table("metric", "score", title=title, title_justify="left")
-    for name, value in summary["scores"].items():
-        table.add_row(name, f"{value:.4f}")
-    console = Console(highlight=False)
-    console.print(table)
-    console.print(f"words by {TOKENIZER}; captions in {results}", soft_wrap=True)
-    for hole in holes:
-        console.print(f"not scored: {hole}", soft_wrap=True)
+def _title(document: dict) -> str:
+    if "step" in document:
+        return (
+            f"{document['images']:,} images of {document['split']}, checkpoint step {document['step']}, greedy search"
+        )
+    return f"{document['images']:,} images, {document['results']}"
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m launch.evaluate", description=__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("run", type=Path, nargs="?", metavar="RUN", help="run folder")
+    what.add_argument("--results", type=Path, metavar="FILE", help="captions in COCO's results format")
+    what.add_argument(
+        "--compare", type=Path, nargs=2, metavar=("A", "B"), help="two run folders or results files: a paired test"
+    )
+    parser.add_argument("--captions", type=Path, metavar="FILE", help="references of results: COCO captions, NAME.json")
     parser.add_argument("--split", default="val", help="val, train, or the path of any split's NAME.json (val)")
     parser.add_argument("--checkpoint", default="best", metavar="best|latest|step-N", help="which checkpoint (best)")
+    parser.add_argument(
+        "--java-seconds",
+        type=float,
+        default=600,
+        metavar="S",
+        help="limit of METEOR and SPICE each; 0: none of them (600)",
+    )
     parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the scores there")
     return parser.parse_args()
 

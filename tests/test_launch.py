@@ -135,7 +135,7 @@ def test_evaluating_and_captioning(scene_shards, tmp_path, empty_config):
     assert done.returncode == 0 and "skipped: " in done.stderr and "broken.jpg" in done.stderr
     assert len(done.stdout.splitlines()) == 4, "the others are captioned all the same"
 
-    done = run_command(module("launch.evaluate", run))
+    done = run_command(module("launch.evaluate", run, "--java-seconds", 0))
     assert done.returncode == 0 and "CIDEr-D" in done.stdout and "10 images" in done.stdout
     done = run_command(module("launch.evaluate", run, "--json", tmp_path / "nowhere" / "scores.json"))
     assert done.returncode == 2 and "its folder does not exist" in done.stderr

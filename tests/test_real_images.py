@@ -58,7 +58,7 @@ def test_real_coco_images(tmp_path):
     assert losses[-1] < 5.5, "a uniform guess over the vocabulary is 6.2"
 
     scores = tmp_path / "scores.json"
-    done = run_command(module("launch.evaluate", run, "--json", scores))
+    done = run_command(module("launch.evaluate", run, "--java-seconds", 0, "--json", scores))
     assert done.returncode == 0, done.stderr
     assert json.loads(scores.read_text())["images"] == 206
     photos = sorted((data / "val2017").iterdir())[:4]

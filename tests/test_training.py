@@ -253,8 +253,9 @@ def test_validation_scores_the_best_checkpoint_and_the_events(scene_shards, tmp_
 
     run = tmp_path / "run"
     overrides = settings(
-        scene_shards, run, train__epochs=1, data__val=scene_shards / "val.json", evaluate__every_steps=3
-    )
+        scene_shards, run, train__epochs=1, data__val=scene_shards / "val.json", evaluate__every_steps=3,
+        evaluate__batch_size=3,
+    )  # fmt: skip
     trained(2, overrides, empty_config)
     scores = [json.loads(line) for line in (run / "scores.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in scores] == [3, 6]
@@ -268,7 +269,7 @@ def test_validation_scores_the_best_checkpoint_and_the_events(scene_shards, tmp_
     evaluated = {}
     for processes in (1, 2):
         path = tmp_path / f"scores-{processes}.json"
-        command = train_command(processes, ["--checkpoint", "latest", "--json", str(path)], run)
+        command = train_command(processes, ["--checkpoint", "latest", "--java-seconds", "0", "--json", str(path)], run)
         command = [str(ROOT / "launch" / "evaluate.py") if part.endswith("train.py") else part for part in command]
         done = run_command(command)
         assert done.returncode == 0, done.stderr[-2000:]

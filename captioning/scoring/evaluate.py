@@ -12,9 +12,8 @@ from captioning.data.vocabulary import Vocabulary
 from captioning.model.captioner import Captioner
 from captioning.model.search import options_of, search
 from captioning.ranks import Ranks
-from captioning.scoring.metrics import cider, mean_of, measure
-from captioning.scoring.ngrams import corpus
-from captioning.scoring.ptb import words_for_scoring
+from captioning.scoring.results import Captioned, Reference
+from captioning.scoring.scores import evaluate
 from shards.errors import InputError
 from shards.index import Index
 from shards.order import rank_part
@@ -27,8 +26,26 @@ class Captions:
     of_sample: dict[int, str]
     holes: list[str]
 
+    def beside(self, index: Index) -> Captioned:
+        """The captions beside the split's references, in its order; missing: holes and images without references.
+
+        Raises:
+            InputError: when no captioned image has a reference.
+        """
+        texts = index.texts()
+        captioned = [(texts[sample], caption) for sample, caption in sorted(self.of_sample.items())]
+        known = [(text, caption) for text, caption in captioned if text.captions]
+        if not known:
+            raise InputError(f"No image of {index.path} has a caption to compare with: there is nothing to score.")
+        return Captioned(
+            tuple(text.image_id for text, _ in known),
+            tuple(caption for _, caption in known),
+            tuple(Reference(text.captions, text.label) for text, _ in known),
+            (*self.holes, *(f"{text.key}: it has no references" for text, _ in captioned if not text.captions)),
+        )
+
     def results(self, index: Index) -> list[dict[str, object]]:
-        """COCO results format (https://cocodataset.org/#format-results): a list of image_id and caption."""
+        """COCO results format; see ``Captioned.results``."""
         texts = index.texts()
         return [{"image_id": texts[s].image_id, "caption": caption} for s, caption in sorted(self.of_sample.items())]
 
@@ -47,23 +64,28 @@ def caption_split(
     """Caption every image of a split, searched for as ``config.evaluate`` says; each rank takes a contiguous part, all
     get the whole.
 
+    Ranks take whole batches of the split's order, so that the batches an image is in are the same for any number of
+    ranks, and with them its caption.
+
     The model's BatchNorm buffers must be alike on all ranks. It is left in the mode it came in. ``between_batches`` is
     called equally often on every rank, so that they can agree in it to give up: what it raises ends the work.
 
     Raises:
         InputError: on every rank, when no image of the split could be read.
     """
-    start, stop = rank_part(0, len(index), ranks.rank, ranks.world_size)
+    size = config.evaluate.batch_size
+    batches_of_split = -(-len(index) // size)
+    first, last = rank_part(0, batches_of_split, ranks.rank, ranks.world_size)
+    start, stop = first * size, min(last * size, len(index))
     training = model.training
     model.eval()
     captions: dict[int, str] = {}
     holes: list[str] = []
     batches = EvaluationBatches(index, preprocessing_of(config))
-    loader = iter(evaluation_loader(batches, start, stop, config.evaluate.batch_size, workers))
-    largest_part = -(-len(index) // ranks.world_size)
+    loader = iter(evaluation_loader(batches, start, stop, size, workers))
     options = options_of(config.evaluate)
     try:
-        for _ in range(0, largest_part, config.evaluate.batch_size):
+        for _ in range(-(-batches_of_split // ranks.world_size)):
             between_batches()
             for batch in islice(loader, 1):  # none, where this rank's part is a batch shorter
                 holes += map(str, batch.holes)
@@ -82,14 +104,5 @@ def caption_split(
 
 
 def score_captions(captions: Captions, index: Index) -> dict[str, float]:
-    """Metrics of generated captions against the split's references.
-
-    ``CIDEr-D, wrong images`` scores the same captions against each next image's references: what a model gets that
-    writes plausible captions without looking. A model that looks scores well above it.
-    """
-    texts = index.texts()
-    samples = sorted(captions.of_sample)
-    candidates = [words_for_scoring(captions.of_sample[s]) for s in samples]
-    references = [[words_for_scoring(c) for c in texts[s].captions] for s in samples]
-    wrong = mean_of("CIDEr-D, wrong images", cider(corpus(candidates, references[1:] + references[:1], 4), True))
-    return {metric.name: metric.value for metric in [*measure(candidates, references), wrong]}
+    """Scores of generated captions against the split's references, by name; see ``captioning.scoring.scores``."""
+    return evaluate(captions.beside(index)).scores
