@@ -5,7 +5,7 @@ A run captions every image of a split first; under `accelerate launch` the proce
 
 import argparse
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -71,6 +71,8 @@ def _captions(source: Path, arguments: argparse.Namespace, device: torch.device,
 def _of_run(folder: Path, arguments: argparse.Namespace, device: torch.device, ranks: Ranks) -> Found:
     predictor = Predictor.from_checkpoint(folder, arguments.checkpoint, device=str(device))
     config = predictor.config
+    if arguments.beam:
+        config = replace(config, evaluate=replace(config.evaluate, beam_size=arguments.beam))
     splits = {"train": config.data.train, "val": config.data.val}
     path = splits.get(arguments.split, arguments.split)
     if not path:
@@ -89,16 +91,25 @@ def _of_run(folder: Path, arguments: argparse.Namespace, device: torch.device, r
     results = folder / f"captions-{split}-step-{predictor.step}.json"
     if ranks.is_main:
         write_atomically(results, json.dumps(captions.results(index), ensure_ascii=False).encode())
-    about = {"split": str(path), "step": predictor.step, "results": str(results), "holes": captions.holes}
+    about = {
+        "split": str(path), "step": predictor.step, "beam_size": config.evaluate.beam_size,
+        "results": str(results), "holes": captions.holes,
+    }  # fmt: skip
     return captions.beside(index), about
 
 
 def _title(document: dict) -> str:
-    if "step" in document:
-        return (
-            f"{document['images']:,} images of {document['split']}, checkpoint step {document['step']}, greedy search"
-        )
-    return f"{document['images']:,} images, {document['results']}"
+    if "step" not in document:
+        return f"{document['images']:,} images, captions of {document['results']}"
+    search = f"beam {document['beam_size']}" if document["beam_size"] > 1 else "greedy search"
+    return f"{document['images']:,} images of {document['split']}, checkpoint step {document['step']}, {search}"
+
+
+def positive(text: str) -> int:
+    """An argument that is a whole number, at least 1."""
+    if (number := int(text)) < 1:
+        raise ValueError(text)
+    return number
 
 
 def _arguments() -> argparse.Namespace:
@@ -111,6 +122,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--captions", type=Path, metavar="FILE", help="references of results: COCO captions, NAME.json")
     parser.add_argument("--split", default="val", help="val, train, or the path of any split's NAME.json (val)")
+    parser.add_argument("--beam", type=positive, metavar="N", help="beam size (the run's evaluate.beam_size)")
     parser.add_argument("--checkpoint", default="best", metavar="best|latest|step-N", help="which checkpoint (best)")
     parser.add_argument(
         "--java-seconds",

@@ -122,7 +122,7 @@ def test_one_to_four_processes_score_alike(shards_and_runs, tmp_path):
 
 def test_runs_and_result_files_are_compared(shards_and_runs, tmp_path, monkeypatch, capsys, one_thread):
     shards, runs = shards_and_runs
-    command(monkeypatch, "--compare", *runs, "--json", tmp_path / "runs.json")
+    command(monkeypatch, "--compare", *runs, "--beam", 3, "--json", tmp_path / "runs.json")
     printed = capsys.readouterr().out
     assert "9 images" in printed and "CIDEr-D" in printed and "B - A" in printed
     by_name = {entry["name"]: entry for entry in json.loads((tmp_path / "runs.json").read_text())["differences"]}
@@ -201,7 +201,12 @@ def test_other_bad_input(files, tmp_path, monkeypatch):
     ]:
         with pytest.raises(InputError, match=said):
             command(monkeypatch, *arguments)
-    for arguments in ([], [tmp_path, "--results", files["good"]], ["--compare", files["good"]]):
+    for arguments in (
+        [],
+        [tmp_path, "--beam", "0"],
+        [tmp_path, "--results", files["good"]],
+        ["--compare", files["good"]],
+    ):
         with pytest.raises(SystemExit) as stopped:
             command(monkeypatch, *arguments)
         assert stopped.value.code == 2
