@@ -14,7 +14,7 @@ from shards.errors import InputError, listed
 
 @dataclass(frozen=True)
 class DataConfig:
-    train: str = ""  # the training split's NAME.json, written by launch.pack
+    train: str = ""  # the training split's NAME.json, written by launch.pack: a path, a URL, or a pipe: command
     val: str | None = None  # the validation split's NAME.json; null: train without validating
     captions_per_image: int = 5  # an image is encoded once for this many captions; more rotate over the epochs
     vocabulary_threshold: int = 4  # a word must occur this often in the training captions, else it is <unk>
@@ -24,6 +24,8 @@ class DataConfig:
     flip: bool = True  # mirror half of the training images; not for captions that say left and right
     workers: int | None = None  # loader processes a rank; null: the machine's cores shared out, at most 8
     ledger: bool = False  # write a line a sample to RUN/ledger, to audit exactly-once delivery
+    cache_dir: str | None = None  # where whole shards of remote splits are kept; null: the machine's temporary folder
+    cache_gb: float = 50.0  # most the cache may hold, shared by all processes of a machine
     hole_budget: float = 0.001  # share of an epoch's samples that may be unreadable before the run stops
 
 
@@ -276,7 +278,7 @@ def _impossible(config: Config) -> list[str]:
     ]
     at_least_zero = ["seed", "data.workers", "data.hole_budget", "optim.weight_decay", "optim.warmup_steps"]
     at_least_zero += ["decoder.attention_regulariser", "evaluate.min_words", "evaluate.no_repeat_ngram"]
-    positive = ["optim.encoder_learning_rate", "optim.decoder_learning_rate", "optim.clip_norm"]
+    positive = ["data.cache_gb", "optim.encoder_learning_rate", "optim.decoder_learning_rate", "optim.clip_norm"]
     values = flat(config)
     mistakes = [f"{k}: {values[k]} must be at least 1" for k in at_least_one if values[k] is not None and values[k] < 1]
     mistakes += [f"{k}: {values[k]} must not be negative" for k in at_least_zero if (values[k] or 0) < 0]

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from captioning.data.batches import open_split
 from captioning.predict import Predictor
 from captioning.progress import bar
 from captioning.ranks import Ranks, join
@@ -21,7 +22,6 @@ from captioning.scoring.scores import compare, evaluate
 from captioning.training.setup import loader_workers
 from launch.command import output_file, run
 from launch.score_tables import show_differences, show_left_out, show_scores
-from shards import index as shard_index
 from shards.errors import InputError
 from shards.index import write_atomically
 
@@ -77,8 +77,7 @@ def _of_run(folder: Path, arguments: argparse.Namespace, device: torch.device, r
     path = splits.get(arguments.split, arguments.split)
     if not path:
         raise InputError(f"The run has no data.{arguments.split}. Give --split the path of a split's NAME.json.")
-    index = shard_index.load(path)
-    index.check_files()
+    index = open_split(path, config)
     dtype = _AUTOCAST[config.precision]
     with (
         bar("captioning", shown=ranks.is_main) as on_progress,

@@ -44,7 +44,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     index = kinds.add_parser("index", parents=[named], help="index WebDataset tars made elsewhere (img2dataset, ...)")
     index.add_argument("tars", nargs="+", type=Path, metavar="DIR-OR-TARS", help="a folder of tars, or tars")
     verify = kinds.add_parser("verify", help="compare every byte of a split with its index")
-    verify.add_argument("index", type=Path, metavar="NAME.json")
+    verify.add_argument("index", metavar="NAME.json", help="a path or a URL")
     return main
 
 

@@ -54,7 +54,7 @@ def adopt(
         reasons = "".join(f"\n  {count:,} {reason}" for reason, count in left_out.items())
         raise InputError(f"No sample of {len(paths)} tar(s) has an image and a caption.{reasons}")
     for entry in kept:
-        tar, shard = entry.shard.path, entry.shard
+        tar, shard = entry.shard.local, entry.shard
         about = {"filesize": shard.filesize, "sha256": shard.sha256, "samples": [asdict(text) for text in entry.texts]}
         shard_index.write_beside(tar, tar, entry.samples, about)
     document = shard_index.document_of(split, [e.shard for e in kept], folder, {"adopted": True}, dict(left_out), [])

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -18,21 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from shards import tars
+from shards import storage, tars
+from shards.cache import Cache
 from shards.errors import InputError, listed
+from shards.storage import Shard
 from shards.tars import SampleText
+from shards.urls import Place, Url, neighbour, place_of
 
+BESIDE = (".idx", ".crc32", ".captions.json")  # the files that belong to a tar
 KIND = "wids-shard-index-v1"
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One tar: its path, its samples, its size in bytes, its sha256."""
-
-    path: Path
-    nsamples: int
-    filesize: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -81,11 +76,12 @@ class Extents(Sequence[Extent]):
 class Index:
     """A split: its shards and where each sample is."""
 
-    path: Path
+    path: Place
     name: str
     shards: tuple[Shard, ...]
     fingerprint: str
     document: dict[str, Any] = field(hash=False, compare=False)  # the whole NAME.json
+    cache: Cache = field(default_factory=Cache, hash=False, compare=False)  # for shards that are not read by offset
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -104,53 +100,64 @@ class Index:
         return [text for shard in self.shards for text in read_texts(shard)]
 
     def check_files(self) -> None:
-        """Compare every shard's size with the index, and see that its .idx is there and speaks of as many samples.
+        """Compare every shard's size with the index, and see that the files beside it are there, its .idx of as many
+        samples. Of a remote split only what its server tells is compared.
 
         Raises:
             InputError: naming the shards that are missing, cut short or replaced.
         """
-        wrong = [problem for shard in self.shards if (problem := _missing_or_cut(shard))]
+        with ThreadPoolExecutor(16) as pool:  # a remote file's size is a request
+            wrong = [problem for problem in pool.map(_missing_or_cut, self.shards) if problem]
         if wrong:
             raise InputError(f"{len(wrong)} shard(s) do not match {self.path}:\n{listed(wrong)}\nCopy them again.")
 
 
 def _missing_or_cut(shard: Shard) -> str | None:
-    for path in (shard.path, *files_beside(shard.path)):
-        if not path.is_file():
+    every: list[Place] = [shard.path, *(shard.path.with_suffix(suffix) for suffix in BESIDE)]
+    for path in every:
+        try:
+            size = storage.size_of(path)
+        except FileNotFoundError:
             return f"{path} is missing"
-    if (size := shard.path.stat().st_size) != shard.filesize:
-        return f"{shard.path} has {size:,} bytes, the index says {shard.filesize:,}"
-    with shard.path.with_suffix(".idx").open(encoding="utf-8", errors="replace") as file:
-        header = file.readline().rstrip("\n")
-    if header != f"v1.2 {shard.nsamples}":
-        return f"{shard.path.with_suffix('.idx')} begins {header[:40]!r}, the index says {shard.nsamples} samples"
+        except OSError as error:
+            return f"{path} cannot be read: {error}"
+        if path == shard.path and size not in (None, shard.filesize):
+            return f"{path} has {size:,} bytes, the index says {shard.filesize:,}"
+    idx = shard.path.with_suffix(".idx")
+    if isinstance(idx, Path):
+        with idx.open(encoding="utf-8", errors="replace") as file:
+            header = file.readline().rstrip("\n")
+        if header != f"v1.2 {shard.nsamples}":
+            return f"{idx} begins {header[:40]!r}, the index says {shard.nsamples} samples"
     return None
 
 
-def load(path: str | Path) -> Index:
-    """Read a split's NAME.json.
+def load(path: str | Path, cache: Cache | None = None) -> Index:
+    """Read a split's NAME.json from a path, a URL (http, https, or what fsspec opens) or a ``pipe:`` command.
 
     Raises:
         InputError: when it is missing or is no shard index.
     """
-    path = Path(path)
+    place = place_of(path)
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(storage.read_all(place))
         shards = tuple(
-            Shard(path.parent / entry["url"], int(entry["nsamples"]), int(entry["filesize"]), str(entry["sha256"]))
+            Shard(neighbour(place, entry["url"]), int(entry["nsamples"]), int(entry["filesize"]), str(entry["sha256"]))
             for entry in document["shardlist"]
         )
         if document["__kind__"] != KIND:
             raise ValueError(f"its __kind__ is {document['__kind__']!r}, not {KIND!r}")
         if not sum(shard.nsamples for shard in shards):
             raise ValueError("it has no samples")
-        return Index(path, document["name"], shards, document["fingerprint"], document)
+        return Index(place, document["name"], shards, document["fingerprint"], document, cache or Cache())
     except (FileNotFoundError, IsADirectoryError) as error:
         raise InputError(
-            f"There is no shard index {path}. `python -m launch.pack` writes one: DIR/NAME.json."
+            f"There is no shard index {place}. `python -m launch.pack` writes one: DIR/NAME.json."
         ) from error
+    except OSError as error:
+        raise InputError(f"{place} cannot be read: {error}") from error
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is not a shard index written by launch.pack ({error!r}).") from error
+        raise InputError(f"{place} is not a shard index written by launch.pack ({error!r}).") from error
 
 
 def read_texts(shard: Shard) -> list[SampleText]:
@@ -159,9 +166,9 @@ def read_texts(shard: Shard) -> list[SampleText]:
     Raises:
         InputError: when the file is missing or does not fit the tar.
     """
-    path = captions_path(shard.path)
+    path = shard.path.with_suffix(".captions.json")
     try:
-        samples = json.loads(path.read_text(encoding="utf-8"))["samples"]
+        samples = json.loads(storage.read_all(path))["samples"]
         texts = [SampleText(s["key"], tuple(s["captions"]), s["image_id"], s["label"]) for s in samples]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read ({error!r}). Copy it again, with its tar.") from error
@@ -179,7 +186,7 @@ def read_extents(shard: Shard) -> Extents:
     """
     idx, crc32 = shard.path.with_suffix(".idx"), shard.path.with_suffix(".crc32")
     try:
-        return Extents(shard, idx.read_bytes(), crc32.read_bytes())
+        return Extents(shard, storage.read_all(idx), storage.read_all(crc32))
     except (OSError, ValueError) as error:
         raise InputError(f"{idx} or {crc32.name} cannot be read ({error}). Copy them again, with their tar.") from error
 
@@ -200,16 +207,10 @@ def captions_path(tar: Path) -> Path:
     return tar.with_suffix(".captions.json")
 
 
-def files_beside(tar: Path) -> list[Path]:
-    """The files that belong to a tar."""
-    return [tar.with_suffix(".idx"), tar.with_suffix(".crc32"), captions_path(tar)]
-
-
-def sha256_of(path: Path) -> str:
+def sha256_of(place: Place) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    for block in storage.chunks(place):
+        digest.update(block)
     return digest.hexdigest()
 
 
@@ -240,7 +241,7 @@ def document_of(
         "name": split,
         "shardlist": [
             {
-                "url": shard.path.relative_to(folder).as_posix(),
+                "url": shard.local.relative_to(folder).as_posix(),
                 "nsamples": shard.nsamples,
                 "filesize": shard.filesize,
                 "sha256": shard.sha256,
@@ -265,7 +266,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def verify(index: Index) -> None:
-    """Compare every byte of every shard with the index, and its .idx and captions with the tar.
+    """Compare every byte of every shard with the index, and (of a local one) the files beside it with the tar.
 
     Raises:
         InputError: listing every shard that differs.
@@ -277,17 +278,27 @@ def verify(index: Index) -> None:
 
 
 def _damage(shard: Shard) -> str | None:
-    if sha256_of(shard.path) != shard.sha256:
-        return f"{shard.path}: its bytes are not those that were packed"
+    if isinstance(shard.path, Url):
+        # What the tar's hash proves need not be looked for in the tar.
+        if sha256_of(shard.path) != shard.sha256:
+            return f"{shard.path}: its bytes are not those that were packed"
+        read_extents(shard), read_texts(shard)
+        return None
+    return _damage_on_disk(shard, shard.path)
+
+
+def _damage_on_disk(shard: Shard, path: Path) -> str | None:
+    if sha256_of(path) != shard.sha256:
+        return f"{path}: its bytes are not those that were packed"
     texts = read_texts(shard)
     known = {text.key for text in texts}
-    samples = [sample for sample in tars.samples_of(shard.path) if sample.key in known]
-    if tars.idx_text(samples) != shard.path.with_suffix(".idx").read_text(encoding="utf-8", errors="replace"):
-        return f"{shard.path.with_suffix('.idx')}: does not match its tar"
-    if tars.checksums(shard.path, samples) != shard.path.with_suffix(".crc32").read_bytes():
-        return f"{shard.path.with_suffix('.crc32')}: does not match its tar"
-    with shard.path.open("rb") as tar:
+    samples = [sample for sample in tars.samples_of(path) if sample.key in known]
+    if tars.idx_text(samples) != path.with_suffix(".idx").read_text(encoding="utf-8", errors="replace"):
+        return f"{path.with_suffix('.idx')}: does not match its tar"
+    if tars.checksums(path, samples) != path.with_suffix(".crc32").read_bytes():
+        return f"{path.with_suffix('.crc32')}: does not match its tar"
+    with path.open("rb") as tar:
         for sample, text in zip(samples, texts, strict=True):
             if tars.text_of(sample, tar) != text:
-                return f"{captions_path(shard.path)}: sample {sample.key} is not what its tar says"
+                return f"{captions_path(path)}: sample {sample.key} is not what its tar says"
     return None

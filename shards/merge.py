@@ -91,10 +91,10 @@ def splits_in(folders: Iterable[Path]) -> list[str]:
 
 def _copied(shard: Packed, out: Path) -> Packed:
     """The shard in ``out``, copied there with what lies beside it, the tar last, as packing writes them."""
-    tar, to = shard.shard.path, out / shard.name
+    tar, to = shard.shard.local, out / shard.name
     if tar == to:
         return shard
-    for path in shard_index.files_beside(tar):
+    for path in map(tar.with_suffix, shard_index.BESIDE):
         shard_index.write_atomically(out / path.name, path.read_bytes())
     temporary = to.with_name(to.name + ".tmp")
     shutil.copyfile(tar, temporary)

@@ -196,7 +196,7 @@ def _json(value: Any) -> bytes:
 def _remove(tars: list[Path], new_folder: Path | None) -> None:
     """Take back what a failed packing wrote."""
     for tar in tars:
-        for path in (tar, *shard_index.files_beside(tar)):
+        for path in (tar, *map(tar.with_suffix, shard_index.BESIDE)):
             path.unlink(missing_ok=True)
     if new_folder and new_folder.exists():
         with suppress(OSError):  # another part may be writing there

@@ -1,12 +1,21 @@
 """A sample's number -> its image and captions, or a hole that keeps its place."""
 
+import os
 import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 from shards import storage
-from shards.index import Index, Shard, extent_of, read_texts
+from shards.index import Extent, Index, extent_of, read_extents, read_texts
+from shards.storage import Shard
 from shards.tars import SampleText
+
+_REQUESTS = 16  # at once, a process
+_GAP = 64 << 10  # bytes between two images that are rather fetched along than asked for apart
+_BLOCK = 4 << 20  # most bytes in a request for several images
 
 
 @dataclass(frozen=True)
@@ -52,20 +61,101 @@ class Hole:
 
 
 def read_sample(index: Index, sample: int) -> Sample | Hole:
-    """Read one sample of a split by number (0 .. len(index) - 1), in one read of its shard."""
-    shard, number = index.locate(sample)
-    extent = extent_of(shard, number)
+    """Read one sample of a split by number (0 .. len(index) - 1), in one read of its shard.
+
+    Raises:
+        InputError: see ``read_samples``.
+    """
+    return next(read_samples(index, [sample]))
+
+
+def read_samples(index: Index, samples: Sequence[int]) -> Iterator[Sample | Hole]:
+    """Samples by number, in the order asked for. Those on other machines are fetched ahead, all at once, and near
+    neighbours in one request.
+
+    Raises:
+        InputError: when an ``.idx`` cannot be read, or a shard by no means that are installed.
+    """
+    located = [index.locate(sample) for sample in samples]
+    if all(isinstance(shard.path, Path) for shard, _ in located):
+        yield from (_read(index, shard, extent_of(shard, number), number) for shard, number in located)
+        return
+    list(_pool().map(read_extents, {shard for shard, _ in located}))
+    wanted = [_Wanted(shard, extent_of(shard, number), number) for shard, number in located]
+    read: dict[_Wanted, Future[dict[_Wanted, Sample | Hole]]] = {}
+    for block in _blocks(wanted):
+        future = _pool().submit(_read_block, index, block)
+        read.update(dict.fromkeys(block, future))
+    yield from (read[one].result()[one] for one in wanted)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    shard: Shard
+    extent: Extent
+    number: int  # in the shard
+
+
+def _blocks(wanted: list[_Wanted]) -> list[list[_Wanted]]:
+    """What is wanted of each shard, cut where the gap between two images or the whole grows too large to be fetched
+    at once. The blocks come in the order in which the first of each is wanted."""
+    place = {one: at for at, one in reversed(list(enumerate(wanted)))}
+    blocks: list[list[_Wanted]] = []
+    for one in sorted(place, key=lambda w: (str(w.shard.path), w.extent.offset)):
+        if blocks and blocks[-1][-1].shard == one.shard:
+            first, last = blocks[-1][0].extent, blocks[-1][-1].extent
+            near = one.extent.offset - (last.offset + last.size) <= _GAP
+            if near and one.extent.offset + one.extent.size - first.offset <= _BLOCK:
+                blocks[-1].append(one)
+                continue
+        blocks.append([one])
+    return sorted(blocks, key=lambda block: min(place[one] for one in block))
+
+
+def _read_block(index: Index, block: list[_Wanted]) -> dict[_Wanted, Sample | Hole]:
+    start = block[0].extent.offset
+    size = block[-1].extent.offset + block[-1].extent.size - start
     try:
-        data = storage.read(shard.path, extent.offset, extent.size)
+        data = storage.read(block[0].shard, start, size, index.cache)
+    except (ConnectionError, TimeoutError) as error:
+        return {one: _hole(one.shard, one.extent, _reason(error)) for one in block}
+    except OSError:  # a shard cut short: what lies before the cut is whole
+        return {one: _read(index, one.shard, one.extent, one.number) for one in block}
+    cut = {one: data[one.extent.offset - start :][: one.extent.size] for one in block}
+    return {one: _checked(one.shard, one.extent, one.number, image) for one, image in cut.items()}
+
+
+@lru_cache(maxsize=1)
+def _pool() -> ThreadPoolExecutor:
+    """Of this process: threads do not survive a fork."""
+    return ThreadPoolExecutor(_REQUESTS, thread_name_prefix="fetch")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
+def _read(index: Index, shard: Shard, extent: Extent, number: int) -> Sample | Hole:
+    try:
+        data = storage.read(shard, extent.offset, extent.size, index.cache)
     except OSError as error:
-        return Hole(extent.key, shard.path.name, extent.offset, f"{type(error).__name__}: {error}")
-    if zlib.crc32(data) != extent.crc32:
-        return Hole(extent.key, shard.path.name, extent.offset, "its bytes are not those that were packed")
-    return Sample(extent.key, data, shard, number)
+        return _hole(shard, extent, _reason(error))
+    return _checked(shard, extent, number, data)
 
 
-def hole_of(index: Index, sample: int, reason: str) -> Hole:
-    """The hole a sample leaves whose bytes were read but are no image."""
-    shard, number = index.locate(sample)
-    extent = extent_of(shard, number)
+def _checked(shard: Shard, extent: Extent, number: int, image: bytes) -> Sample | Hole:
+    if zlib.crc32(image) != extent.crc32:
+        return _hole(shard, extent, "its bytes are not those that were packed")
+    return Sample(extent.key, image, shard, number)
+
+
+def _reason(error: OSError) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _hole(shard: Shard, extent: Extent, reason: str) -> Hole:
     return Hole(extent.key, shard.path.name, extent.offset, reason)
+
+
+def hole_of(sample: Sample, reason: str) -> Hole:
+    """The hole a sample leaves whose bytes were read but are no image."""
+    return _hole(sample.shard, extent_of(sample.shard, sample.number), reason)

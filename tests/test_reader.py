@@ -63,9 +63,9 @@ def test_more_shards_than_files_may_be_open(tmp_path, monkeypatch):
     for number in range(20):
         path = tmp_path / str(number)
         path.write_bytes(bytes([number]) * 9)
-        assert storage.read(path, 2, 3) == bytes([number]) * 3
+        assert storage.read_file(path, 2, 3) == bytes([number]) * 3
     assert len(list(Path("/proc/self/fd").iterdir())) <= before + 3
-    assert storage.read(tmp_path / "0", 0, 9) == bytes(9)
+    assert storage.read_file(tmp_path / "0", 0, 9) == bytes(9)
 
 
 def test_an_idx_of_another_tar_is_refused(copy):

@@ -1,22 +1,38 @@
 """Positions of the order -> tensors. The only door from `captioning` to the samples in `shards`."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from captioning.config import Config
 from captioning.data.captions import EncodedCaptions
 from captioning.data.transforms import Preprocessing
 from captioning.data.vocabulary import END, PAD
+from shards import index as shard_index
+from shards.cache import Cache, default_folder
 from shards.images import UnreadableImageError
 from shards.index import Index
 from shards.order import EpochOrder, rank_part, step_range
-from shards.reader import Hole, hole_of, read_sample
+from shards.reader import Hole, Sample, hole_of, read_samples
+
+
+def open_split(path: str, config: Config) -> Index:
+    """A split's index, its shards checked as far as sizes tell, with the config's cache for remote ones.
+
+    Raises:
+        InputError: when the index is missing or its shards do not fit it.
+    """
+    folder = Path(config.data.cache_dir).absolute() if config.data.cache_dir else default_folder()
+    index = shard_index.load(path, Cache(folder, int(config.data.cache_gb * 1e9)))
+    index.check_files()
+    return index
 
 
 @dataclass(frozen=True)
@@ -77,47 +93,45 @@ class TrainBatches(Dataset):
         epoch, start, stop = step_range(step, len(self.index), self.global_batch_size)
         start, stop = rank_part(start, stop, self.rank, self.world_size)
         start, stop = rank_part(start, stop, micro, self.micro_batches(step))
-        samples = _order(self.index, self.seed, epoch, self.global_batch_size).samples(start, stop)
+        samples = self._order(epoch).samples(start, stop).tolist()
         images, captions, keys, holes = [], [], [], []
-        for sample in samples.tolist():
-            read = read_image(self.index, sample, lambda data, s=sample: self._image(data, epoch, s))
-            if isinstance(read, Hole):
-                holes.append(read)
+        for sample, read in zip(samples, read_samples(self.index, samples), strict=True):
+            image = _decoded(read, partial(self.preprocessing.for_training, seed=self.seed, epoch=epoch, sample=sample))
+            if isinstance(image, Hole):
+                holes.append(image)
                 continue
-            key, image = read
             images.append(image)
             captions.append(choose_captions(self.captions.of(sample), self.captions_per_image, epoch))
-            keys.append(key)
+            keys.append(read.key)
         return collate(step, epoch, images, captions, keys, holes, self.preprocessing.image_size)
 
     def shards_of(self, step: int) -> str:
         """For people: how many samples this rank reads for a step, and from which shards."""
         epoch, start, stop = step_range(step, len(self.index), self.global_batch_size)
         start, stop = rank_part(start, stop, self.rank, self.world_size)
-        samples = _order(self.index, self.seed, epoch, self.global_batch_size).samples(start, stop).tolist()
+        samples = self._order(epoch).samples(start, stop).tolist()
         names = sorted({self.index.locate(sample)[0].path.name for sample in samples})
         return (
             f"{len(samples)} at positions {start} to {stop - 1} of epoch {epoch}, in {', '.join(names) or 'no shard'}"
         )
 
-    def _image(self, data: bytes, epoch: int, sample: int) -> Tensor:
-        return self.preprocessing.for_training(data, self.seed, epoch, sample)
+    def _order(self, epoch: int) -> EpochOrder:
+        return _order_of(len(self.index), self.index.fingerprint, self.seed, epoch, self.global_batch_size)
 
 
 @lru_cache(maxsize=2)
-def _order(index: Index, seed: int, epoch: int, global_batch_size: int) -> EpochOrder:
-    return EpochOrder(len(index), index.fingerprint, seed, epoch, global_batch_size)
+def _order_of(size: int, fingerprint: str, seed: int, epoch: int, global_batch_size: int) -> EpochOrder:
+    return EpochOrder(size, fingerprint, seed, epoch, global_batch_size)
 
 
-def read_image(index: Index, sample: int, preprocess) -> tuple[str, Tensor] | Hole:
-    """Key and preprocessed image of a sample; a hole when its bytes cannot be read or decoded."""
-    read = read_sample(index, sample)
+def _decoded(read: Sample | Hole, preprocess: Callable[[bytes], Tensor]) -> Tensor | Hole:
+    """A sample's preprocessed image; a hole when its bytes could not be read, or cannot be decoded."""
     if isinstance(read, Hole):
         return read
     try:
-        return read.key, preprocess(read.image_bytes)
+        return preprocess(read.image_bytes)
     except UnreadableImageError as error:
-        return hole_of(index, sample, str(error))
+        return hole_of(read, str(error))
 
 
 def choose_captions(captions: list[np.ndarray], count: int, epoch: int) -> list[np.ndarray]:
@@ -131,14 +145,23 @@ def choose_captions(captions: list[np.ndarray], count: int, epoch: int) -> list[
 def collate(step, epoch, images, captions, keys, holes, image_size: int) -> CaptionBatch:
     """Stack images and pad their captions; both may be empty (a short step leaves some ranks nothing)."""
     flat = [caption for of_image in captions for caption in of_image]
-    lengths = torch.tensor([len(caption) + 1 for caption in flat], dtype=torch.int64)
-    words = torch.full((len(flat), int(lengths.max()) if flat else 0), PAD, dtype=torch.int64)
-    for row, caption in zip(words, flat, strict=True):
-        row[: len(caption)] = torch.from_numpy(caption.astype(np.int64))
-        row[len(caption)] = END
-    owner = torch.tensor([i for i, of_image in enumerate(captions) for _ in of_image], dtype=torch.int64)
-    stacked = torch.stack(images) if images else torch.empty(0, 3, image_size, image_size, dtype=torch.uint8)
-    return CaptionBatch(step, epoch, stacked, words, lengths, owner, tuple(keys), tuple(holes))
+    ends = np.array([len(caption) for caption in flat], dtype=np.int64)
+    words = np.full((len(flat), int(ends.max()) + 1 if flat else 0), PAD, dtype=np.int64)
+    if flat:
+        words[np.arange(words.shape[1]) < ends[:, None]] = np.concatenate(flat)
+        words[np.arange(len(flat)), ends] = END
+    owner = np.repeat(np.arange(len(captions)), [len(of_image) for of_image in captions])
+    of_words, lengths, owners = map(torch.from_numpy, (words, ends + 1, owner))
+    pixels = _stacked(images, image_size)
+    return CaptionBatch(step, epoch, pixels, of_words, lengths, owners, tuple(keys), tuple(holes))
+
+
+def _stacked(images: list[Tensor], size: int) -> Tensor:
+    """uint8 [B, 3, S, S], channels last in memory: as decoders write them and convolutions like them."""
+    pixels = torch.empty(len(images), size, size, 3, dtype=torch.uint8)
+    for row, image in zip(pixels, images, strict=True):
+        row.copy_(image.permute(1, 2, 0))
+    return pixels.permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -179,10 +202,10 @@ class EvaluationBatches(Dataset):
     preprocessing: Preprocessing
 
     def __getitem__(self, part: tuple[int, int]) -> ImageBatch:
-        numbered = [(s, read_image(self.index, s, self.preprocessing.for_evaluation)) for s in range(*part)]
-        good = [(sample, read[1]) for sample, read in numbered if not isinstance(read, Hole)]
-        size = self.preprocessing.image_size
-        images = torch.stack([i for _, i in good]) if good else torch.empty(0, 3, size, size, dtype=torch.uint8)
+        read = zip(range(*part), read_samples(self.index, range(*part)), strict=True)
+        numbered = [(sample, _decoded(one, self.preprocessing.for_evaluation)) for sample, one in read]
+        good = [(sample, image) for sample, image in numbered if not isinstance(image, Hole)]
+        images = _stacked([image for _, image in good], self.preprocessing.image_size)
         return ImageBatch(images, tuple(s for s, _ in good), tuple(h for _, h in numbered if isinstance(h, Hole)))
 
 

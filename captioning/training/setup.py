@@ -15,7 +15,7 @@ from captioning.config import IDENTITY, Config, flat, save_text
 from captioning.config import load as load_config
 from captioning.data import captions as encoded
 from captioning.data import vocabulary as vocab
-from captioning.data.batches import TrainBatches
+from captioning.data.batches import TrainBatches, open_split
 from captioning.data.captions import EncodedCaptions
 from captioning.data.transforms import preprocessing_of
 from captioning.data.vocabulary import Vocabulary
@@ -23,7 +23,6 @@ from captioning.model.captioner import Captioner
 from captioning.model.encoder import Encoder, load_pretrained
 from captioning.progress import Progress
 from captioning.ranks import Ranks
-from shards import index as shard_index
 from shards.errors import InputError, listed
 from shards.hashing import key_of
 from shards.index import Index, write_atomically
@@ -134,13 +133,10 @@ def prepare(config: Config, world_size: int, on_progress: Progress) -> Experimen
 
 
 def _splits(config: Config) -> tuple[Index, Index | None]:
-    train = shard_index.load(config.data.train)
-    val = shard_index.load(config.data.val) if config.data.val else None
+    train = open_split(config.data.train, config)
+    val = open_split(config.data.val, config) if config.data.val else None
     if val is not None and val.fingerprint == train.fingerprint:
         raise InputError(f"data.val={config.data.val} holds the very samples of data.train: scores would mean nothing.")
-    train.check_files()
-    if val is not None:
-        val.check_files()
     return train, val
 
 

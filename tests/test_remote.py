@@ -1,0 +1,258 @@
+"""Shards on other machines: the same stream as from the disk, from whatever serves them; or holes, never silence."""
+
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from captioning.data import captions as encoded
+from captioning.data.batches import TrainBatches, train_steps
+from captioning.data.captions import EncodedCaptions
+from captioning.data.transforms import Preprocessing
+from shards import cache, ranges, reader, scenes, storage, streams
+from shards import index as shard_index
+from shards.cache import Cache
+from shards.errors import InputError
+from shards.index import Index
+from shards.reader import Hole, read_samples
+from shards.urls import Url, neighbour, place_of
+from tests.conftest import module, run_command, settings, train_command
+from tests.servers import misbehaving, nginx
+from tests.test_pack import pack_small
+from tests.test_training import assert_each_image_of_each_epoch_once
+
+
+@pytest.fixture(scope="module")
+def server(scene_shards, tmp_path_factory):
+    with nginx(scene_shards, tmp_path_factory.mktemp("nginx") / "home") as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Nothing remembered from another test, and no long waits."""
+    monkeypatch.setattr(ranges, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(storage, "_without_ranges", set())
+    monkeypatch.setattr(cache, "_failed", {})
+    shard_index.read_extents.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def stream_of(scene_shards, tmp_path_factory):
+    """Index -> all micro-batches of an epoch and a half, as rank 1 of 2 gets them."""
+    folder = tmp_path_factory.mktemp("encoded")
+    encoded.encode(shard_index.load(scene_shards / "train.json"), folder, threshold=1, max_words=20)
+
+    def stream(index: Index, workers: int = 0):
+        batches = TrainBatches(index, EncodedCaptions(folder), Preprocessing(40, 32, True), 0, 8, 3, 5, 1, 2)
+        return [batch for step in train_steps(batches, 0, 9, workers, pin=False) for batch in step]
+
+    return stream
+
+
+def assert_same_stream(a, b):
+    assert [x.keys for x in a] == [x.keys for x in b]
+    for x, y in zip(a, b, strict=True):
+        assert not x.holes and not y.holes
+        assert torch.equal(x.images, y.images) and torch.equal(x.words, y.words) and torch.equal(x.owner, y.owner)
+
+
+@pytest.mark.parametrize(("path", "workers"), [("split", 0), ("split", 2), ("moved", 0), ("whole", 2)])
+def test_the_stream_over_http_is_the_local_one(server, scene_shards, stream_of, tmp_path, path, workers):
+    local = shard_index.load(scene_shards / "train.json")
+    remote = shard_index.load(f"{server.url}/{path}/train.json", Cache(tmp_path))
+    remote.check_files()
+    before = len(server.requests())
+    assert_same_stream(stream_of(remote, workers), stream_of(local))
+    tars = [line for line in server.requests()[before:] if line[1] == f"/{path}/train-000000.tar"]
+    if path == "split":
+        assert {status for _, _, status, *_ in tars} == {"206"} and not list(tmp_path.iterdir())
+        assert len({connection for *_, connection in tars}) <= reader._REQUESTS * max(1, workers), "kept alive"
+    if path == "whole":
+        assert sum(asked == "-" for _, _, _, asked, _ in tars) == 1, "both loaders wait for one download"
+        assert [file.name for file in tmp_path.glob("*.*")] == [f"{local.shards[0].sha256}.tar"]
+
+
+def test_near_neighbours_come_in_one_request(server, scene_shards):
+    remote = shard_index.load(f"{server.url}/split/train.json")
+    local = shard_index.load(scene_shards / "train.json")
+    before = len(server.requests(".tar"))
+    numbers = [5, 40, 4, 6, 5, 0, *range(10, 30)]
+    read = list(read_samples(remote, numbers))
+    assert [s.image_bytes for s in read] == [s.image_bytes for s in read_samples(local, numbers)]
+    assert [s.captions for s in read] == [s.captions for s in read_samples(local, numbers)]
+    assert len(server.requests(".tar")) - before == 1, "44 scenes lie within 64 kB of each other"
+
+
+@pytest.mark.parametrize("fault", ["busy", "drops", "short", "shifted", "no content range", "ignores ranges", "hangs"])
+def test_passing_faults_change_nothing(scene_shards, tmp_path, monkeypatch, fault):
+    monkeypatch.setattr(ranges, "TIMEOUT", 0.3)
+    local = shard_index.load(scene_shards / "train.json")
+    with misbehaving(scene_shards, fault) as url:
+        remote = shard_index.load(f"{url}/train.json", Cache(tmp_path))
+        for part in (range(3), [40, 7, 9]):
+            assert [s.image_bytes for s in read_samples(remote, part)] == [
+                s.image_bytes for s in read_samples(local, part)
+            ]
+
+
+@pytest.mark.parametrize("fault", ["busy", "drops", "short", "shifted", "no content range", "flips"])
+def test_lasting_faults_are_holes_with_shard_offset_and_key(scene_shards, monkeypatch, fault):
+    monkeypatch.setattr(ranges, "FIRST_WAIT", 0.001)
+    extents = shard_index.read_extents(shard_index.load(scene_shards / "train.json").shards[0])
+    with misbehaving(scene_shards, fault, always=True) as url:
+        read = list(read_samples(shard_index.load(f"{url}/train.json"), [3, 30]))
+    if fault == "flips":
+        assert isinstance(read[0], Hole) and "not those that were packed" in read[0].reason
+        return  # both came in one request, of which the first byte is wrong
+    assert [(h.shard, h.offset, h.key) for h in read] == [
+        ("train-000000.tar", extents[n].offset, extents[n].key) for n in (3, 30)
+    ]
+
+
+def test_what_sizes_tell_is_told_before_step_0(server, scene_shards, tmp_path):
+    shutil.copytree(scene_shards, tmp_path / "copy")
+    tar = tmp_path / "copy" / "train-000000.tar"
+    tar.write_bytes(tar.read_bytes()[:-512])
+    with nginx(tmp_path / "copy", tmp_path / "home") as other:
+        with pytest.raises(InputError, match=r"train-000000\.tar has"):
+            shard_index.load(f"{other.url}/split/train.json").check_files()
+        tar.unlink()
+        with pytest.raises(InputError, match=r"train-000000\.tar is missing"):
+            shard_index.load(f"{other.url}/split/train.json").check_files()
+    with pytest.raises(InputError, match=r"There is no shard index http.*nowhere\.json"):
+        shard_index.load(f"{server.url}/split/nowhere.json")
+    with pytest.raises(InputError, match="cannot be read"):
+        shard_index.load("http://127.0.0.1:9/train.json")
+
+
+def test_a_shard_cut_or_replaced_under_the_run_is_holes_where_it_differs(scene_shards, tmp_path):
+    """Cut behind sample 20: with the total in Content-Range the shard is known to be another one."""
+    shutil.copytree(scene_shards, tmp_path / "copy")
+    tar = tmp_path / "copy" / "train-000000.tar"
+    with nginx(tmp_path / "copy", tmp_path / "home") as other:
+        remote = shard_index.load(f"{other.url}/split/train.json")
+        whole = list(read_samples(remote, range(44)))
+        tar.write_bytes(tar.read_bytes() + bytes(512))
+        assert all("was replaced" in hole.reason for hole in read_samples(remote, range(44)))
+        assert [hole.key for hole in read_samples(remote, range(44))] == [sample.key for sample in whole]
+
+
+@pytest.mark.parametrize("source", ["pipe", "memory"])
+def test_commands_and_fsspec_give_the_local_stream(scene_shards, stream_of, tmp_path, source):
+    local = shard_index.load(scene_shards / "train.json")
+    if source == "pipe":
+        place = f"pipe:cat {scene_shards}/train.json"
+    else:
+        import fsspec
+
+        fsspec.filesystem("memory").put(str(scene_shards), "/bucket", recursive=True)
+        place = "memory://bucket/train.json"
+    remote = shard_index.load(place, Cache(tmp_path))
+    remote.check_files()
+    assert_same_stream(stream_of(remote), stream_of(local))
+    assert [file.stat().st_size for file in tmp_path.glob("*.tar")] == [local.shards[0].filesize]
+
+
+def test_commands_run_only_where_the_user_gave_them(scene_shards, tmp_path):
+    document = json.loads((scene_shards / "train.json").read_text())
+    for name in (f"pipe:touch {tmp_path}/ran", "x.tar; touch ran"):
+        document["shardlist"][0]["url"] = name
+        (tmp_path / "train.json").write_text(json.dumps(document))
+        place = tmp_path / "train.json" if name.startswith("pipe:") else f"pipe:cat {tmp_path}/train.json"
+        with pytest.raises(InputError, match=r"Commands are run only|letters, digits"):
+            shard_index.load(place)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("pipe:cat nothing", r"must name the split's NAME\.json"),
+        ("pipe:false train.json", "ended with status 1"),
+        ("s3://bucket/train.json", "s3fs"),
+        ("nosuch://bucket/train.json", "nosuch"),
+    ],
+)
+def test_what_cannot_be_opened_is_said(place, message):
+    if place.startswith("s3"):
+        pytest.importorskip("fsspec")
+        try:
+            import s3fs  # noqa: F401
+
+            pytest.skip("s3fs is installed")
+        except ImportError:
+            pass
+    with pytest.raises(InputError, match=message):
+        shard_index.load(place)
+
+
+def test_a_command_that_hangs_is_ended(monkeypatch):
+    monkeypatch.setattr(streams, "PIPE_TIMEOUT", 0.2)
+    monkeypatch.setattr(ranges, "ATTEMPTS", 2)
+    with pytest.raises(InputError, match="gave no byte"):
+        shard_index.load(f"pipe:sleep 300.{os.getpid()} # train.json")
+    assert f"sleep 300.{os.getpid()}" not in subprocess.run(["ps", "ax"], capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "tar", "shown"),
+    [
+        ("https://h/a/train.json?t=secret", "https://h/a/train-0.tar?t=secret", "https://h/a/train-0.tar"),
+        ("http://me:word@h/train.json", "http://me:word@h/train-0.tar", "http://***@h/train-0.tar"),
+        ("s3://b/k/train.json", "s3://b/k/train-0.tar", "s3://b/k/train-0.tar"),
+        ("pipe:ssh h 'cat /d/train.json'", "pipe:ssh h 'cat /d/train-0.tar'", "pipe:ssh h 'cat /d/train-0.tar'"),
+        ("pipe:aws s3 cp s3://b/train.json -", "pipe:aws s3 cp s3://b/train-0.tar -", None),
+    ],
+)
+def test_neighbours_of_a_url(text, tar, shown):
+    place = neighbour(place_of(text), "train-0.tar")
+    assert isinstance(place, Url) and place.text == tar and str(place) == (shown or tar)
+    assert place.with_suffix(".idx").text == tar.replace("train-0.tar", "train-0.idx")
+    assert neighbour(place_of(text), "https://other/x.tar") == place_of("https://other/x.tar")
+
+
+def test_local_places():
+    assert place_of("file:///a%20b/train.json") == Path("/a b/train.json")
+    assert place_of("data/train.json") == Path("data/train.json")
+
+
+def test_verify_reads_every_byte_over_http(server, scene_shards, tmp_path):
+    done = run_command(module("launch.pack", "verify", f"{server.url}/split/train.json"))
+    assert done.returncode == 0 and "44 samples" in done.stdout, done.stderr
+    index = shard_index.load(f"{server.url}/split/train.json")
+    other = replace(index, shards=(replace(index.shards[0], sha256="0" * 64),))
+    with pytest.raises(InputError, match="not those that were packed"):
+        shard_index.verify(other)
+
+
+def test_two_processes_train_from_a_url(server, scene_shards, empty_config, tmp_path):
+    overrides = [
+        item.replace(str(scene_shards), f"{server.url}/split")
+        for item in settings(scene_shards, tmp_path / "run", train__epochs=1, data__workers=1)
+    ]
+    assert any("http://" in item for item in overrides)
+    done = run_command(train_command(2, overrides, empty_config))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_each_image_of_each_epoch_once(tmp_path / "run", scene_shards, epochs=1)
+
+
+def test_many_shards_through_a_cache_of_two(tmp_path, monkeypatch):
+    """The bound holds also where a step reads more shards than fit."""
+    monkeypatch.setattr(
+        "shards.pack.TAR_OVERHEAD", 80_000_000
+    )  # a shard is at least a megabyte: let samples seem large
+    index = pack_small(scenes.write(tmp_path / "drawn", "train", 12, seed=1), tmp_path / "out")
+    assert len(index.shards) > 3
+    sizes = [shard.filesize for shard in index.shards]
+    bounded = Cache(tmp_path / "cache", sum(sorted(sizes)[-2:]))
+    remote = shard_index.load(f"pipe:cat {index.path}", bounded)
+    for _ in range(2):
+        read = list(read_samples(remote, range(len(index))))
+        assert [s.image_bytes for s in read] == [s.image_bytes for s in read_samples(index, range(len(index)))]
+        assert sum(file.stat().st_size for file in (tmp_path / "cache").iterdir()) <= bounded.limit
