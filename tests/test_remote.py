@@ -245,7 +245,7 @@ def test_two_processes_train_from_a_url(server, scene_shards, empty_config, tmp_
 def test_many_shards_through_a_cache_of_two(tmp_path, monkeypatch):
     """The bound holds also where a step reads more shards than fit."""
     monkeypatch.setattr(
-        "shards.pack.TAR_OVERHEAD", 80_000_000
+        "shards.plan.TAR_OVERHEAD", 80_000_000
     )  # a shard is at least a megabyte: let samples seem large
     index = pack_small(scenes.write(tmp_path / "drawn", "train", 12, seed=1), tmp_path / "out")
     assert len(index.shards) > 3
