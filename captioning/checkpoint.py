@@ -1,8 +1,9 @@
 """What survives a crash: checkpoints that are whole or not there.
 
 ``RUN/checkpoints/step-00000100/`` holds ``model.safetensors``, ``optimizer.pt``, ``config.yaml``, ``vocabulary.json``,
-``state.json``, and last ``manifest.json`` with every file's size and sha256. It is written under a temporary name,
-fsynced and renamed; older ones go only after the new one has been read back and verified. Nothing is unpickled.
+``state.json``, with ``train.ema_decay`` also ``average.safetensors``, and last ``manifest.json`` with every file's size
+and sha256. It is written under a temporary name, fsynced and renamed; older ones go only after the new one has been
+read back and verified. Nothing is unpickled.
 """
 
 import hashlib
@@ -40,6 +41,8 @@ class RunState:
     best_step: int | None = None
     evaluated_step: int = 0  # the last that was validated
     epoch_holes: int = 0  # unreadable samples so far in the epoch that the next step belongs to
+    validations_since_best: int = 0
+    skipped_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,9 +65,24 @@ class Checkpoint:
         """Tensors and numbers alone, anything else raises; ``mapped``: read as they are used."""
         return torch.load(self.folder / "optimizer.pt", map_location="cpu", weights_only=True, mmap=mapped)
 
+    def average(self) -> dict[str, Tensor] | None:
+        """State dict with the averaged weights, if the run keeps them."""
+        path = self.folder / "average.safetensors"
+        return safetensors.torch.load_file(path) if path.exists() else None
+
+    def captioner(self) -> dict[str, Tensor]:
+        """The state dict to write captions with: averaged weights, where they are kept."""
+        return self.average() or self.model()
+
 
 def save(
-    run: Path, state: RunState, model: dict[str, Tensor], optimizer: dict[str, Any], texts: dict[str, str], keep: int
+    run: Path,
+    state: RunState,
+    model: dict[str, Tensor],
+    optimizer: dict[str, Any],
+    texts: dict[str, str],
+    keep: int,
+    average: dict[str, Tensor] | None = None,
 ) -> Path:
     """Write checkpoint ``step-N`` of a run (on one rank alone), then prune all but ``keep`` and the best.
 
@@ -77,11 +95,13 @@ def save(
     temporary = final.with_name(final.name + ".tmp")
     _remove(temporary)
     files: dict[str, Callable[[], bytes]] = {
-        "model.safetensors": lambda: safetensors.torch.save({name: t.contiguous() for name, t in model.items()}),
+        "model.safetensors": lambda: _tensor_bytes(model),
         "optimizer.pt": lambda: _torch_bytes(optimizer),
         "state.json": lambda: json.dumps(asdict(state), indent=1).encode(),
         **{name: text.encode for name, text in texts.items()},
     }
+    if average is not None:
+        files["average.safetensors"] = lambda: _tensor_bytes(average)
     try:
         _make_folder(temporary)
         _write(temporary, files)
@@ -125,6 +145,10 @@ def _make_folder(folder: Path) -> None:
 def _remove(folder: Path) -> None:
     """Remove a folder if it is there; of one that cannot be removed, people are told by the next write into it."""
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _tensor_bytes(tensors: dict[str, Tensor]) -> bytes:
+    return safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
 
 
 def _torch_bytes(value: Any) -> bytes:

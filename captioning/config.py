@@ -34,6 +34,7 @@ class EncoderConfig:
     name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v2"] = "resnet50"
     weights: str | None = None  # a torchvision weights name (IMAGENET1K_V2), a .pth or .safetensors file, or null
     trainable: Literal["none", "layer4", "layer3", "layer2", "all"] = "none"  # this stage and those above it
+    unfreeze_at_step: int = 0  # the whole backbone is frozen for this many steps, then trainable applies
     gradient_checkpointing: bool = False  # trained stages keep no activations and compute them twice: memory for time
     freeze_batch_norm: bool = False  # the backbone's BatchNorm uses its stored statistics, also in trained stages
     projection_batch_norm: bool = True  # for lstm: normalise the projected feature over the micro-batch
@@ -61,6 +62,9 @@ class TrainConfig:
     world_size: int | None = None  # refuse to start with another number of processes
     max_skipped_steps: int = 20  # this many steps in a row without a finite gradient end the run
     hang_seconds: int | None = 600  # so long without progress, and every rank says where it is; null: never
+    ema_decay: float | None = None  # keep an average of the weights that forgets at this rate, and caption with it
+    sync_batch_norm: bool = False  # BatchNorm over the micro-batches of all ranks; GPUs only
+    compile: bool = False  # torch.compile the encoder's stages
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,10 @@ class OptimConfig:
     decoder_learning_rate: float = 1e-3  # also for the projection of the image feature
     weight_decay: float = 0.0
     warmup_steps: int = 0
-    schedule: Literal["constant", "cosine"] = "constant"  # after the warm-up; cosine falls to 0 at the last step
+    schedule: Literal["constant", "linear", "cosine"] = "constant"  # after the warm-up; the others fall to 0 at the end
+    stage_decay: float = 1.0  # each encoder stage's rate is this times that of the stage above it
     clip_norm: float | None = 5.0  # largest norm of the whole gradient
+    label_smoothing: float = 0.0  # this share of a target's probability goes to all words alike; not in perplexity
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,10 @@ class CheckpointConfig:
 @dataclass(frozen=True)
 class EvaluateConfig:
     every_steps: int | None = None  # null: at every epoch's end
+    best_metric: Literal[
+        "CIDEr-D", "CIDEr", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "METEOR", "SPICE", "loss"
+    ] = "CIDEr-D"  # makes a checkpoint the best: the highest, or the lowest teacher-forced loss
+    patience: int | None = None  # stop after this many validations in a row without a better one; null: never
     batch_size: int = 64  # images a process captions at once
     beam_size: int = 1  # captions kept while searching for the best; 1 is greedy search
     length_penalty: float = 0.0  # beams are ranked by log-probability / (words + 1) ** this; 1 is the mean per word
@@ -122,6 +132,7 @@ IDENTITY = (
     "data.flip",
     "encoder.name",
     "encoder.trainable",
+    "encoder.unfreeze_at_step",
     "encoder.freeze_batch_norm",
     "encoder.projection_batch_norm",
     "encoder.grid_size",
@@ -132,6 +143,7 @@ IDENTITY = (
     "decoder.num_heads",
     "decoder.dropout",
     "decoder.attention_regulariser",
+    "evaluate.best_metric",
     "train.global_batch_size",
 )
 
@@ -274,18 +286,21 @@ def _impossible(config: Config) -> list[str]:
         "evaluate.every_steps",
         "evaluate.batch_size",
         "evaluate.beam_size",
+        "evaluate.patience",
         "monitor.log_every_steps",
     ]
     at_least_zero = ["seed", "data.workers", "data.hole_budget", "optim.weight_decay", "optim.warmup_steps"]
     at_least_zero += ["decoder.attention_regulariser", "evaluate.min_words", "evaluate.no_repeat_ngram"]
-    positive = ["data.cache_gb", "optim.encoder_learning_rate", "optim.decoder_learning_rate", "optim.clip_norm"]
+    at_least_zero += ["encoder.unfreeze_at_step"]
+    positive = ["optim.encoder_learning_rate", "optim.decoder_learning_rate", "optim.stage_decay", "optim.clip_norm"]
+    positive += ["data.cache_gb"]
+    below_one = ["decoder.dropout", "optim.label_smoothing", "train.ema_decay"]
     values = flat(config)
     mistakes = [f"{k}: {values[k]} must be at least 1" for k in at_least_one if values[k] is not None and values[k] < 1]
     mistakes += [f"{k}: {values[k]} must not be negative" for k in at_least_zero if (values[k] or 0) < 0]
     mistakes += [f"{k}: {values[k]} must be positive" for k in positive if values[k] is not None and not values[k] > 0]
     mistakes += [f"{key}: must be given" for key in ("run", "data.train") if not values[key]]
-    if not 0 <= config.decoder.dropout < 1:
-        mistakes.append(f"decoder.dropout: {config.decoder.dropout} is not in [0, 1)")
+    mistakes += [f"{k}: {values[k]} is not in [0, 1)" for k in below_one if not 0 <= (values[k] or 0) < 1]
     mistakes += _unfitting_decoder(config)
     if config.checkpoint.keep < 2:
         mistakes.append(

@@ -182,7 +182,7 @@ def loaded(run: Path, which: str = "best") -> Exported:
     config = configuration.load(found.folder / "config.yaml")
     vocabulary = vocab.from_json(found.text("vocabulary.json"), str(found.folder / "vocabulary.json"))
     origin = f"Step {found.state.step:,} of the run {run.resolve().name}."
-    return Exported(config, vocabulary, found.model(), found.state.step, origin)
+    return Exported(config, vocabulary, found.captioner(), found.state.step, origin)
 
 
 def opened(image: ImageLike) -> Image.Image:

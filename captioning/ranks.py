@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from threading import Event, Thread
 from typing import Any
@@ -22,6 +22,7 @@ class Ranks:
     rank: int
     world_size: int
     group: Any = None  # a gloo group: numbers kept on the CPU do not make the device wait
+    _totals: dict[int, torch.Tensor] = field(default_factory=dict, repr=False)  # after group: to be dropped after it
 
     @property
     def is_main(self) -> bool:
@@ -31,7 +32,11 @@ class Ranks:
         """Each value summed over all ranks (float64, so counts stay exact to 2^53)."""
         if self.world_size == 1:
             return values
-        total = torch.tensor(values, dtype=torch.float64)
+        # The same tensor each time. gloo's threads let go of a tensor some time after its exchange; one that Python has
+        # dropped by then makes them wait for the interpreter, which in torch 2.6 may be waiting, in the group's
+        # destructor, for those very threads: a rank of a finished run then hangs.
+        total = self._totals.setdefault(len(values), torch.empty(len(values), dtype=torch.float64))
+        total.copy_(torch.tensor(values, dtype=torch.float64))
         dist.all_reduce(total, group=self.group)
         return total.tolist()
 

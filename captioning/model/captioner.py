@@ -56,7 +56,7 @@ class Captioner(nn.Module):
         if not len(words):
             anchor = torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum() * 0.0
             return anchor.expand(0, self.decoder.vocabulary_size), anchor
-        if self.training and len(images) == 1:
+        if self.training and len(images) == 1 and not any(isinstance(m, nn.SyncBatchNorm) for m in self.modules()):
             # One image has no batch statistics: it is normalised by the stored ones.
             eval_batch_norm(self)
         try:

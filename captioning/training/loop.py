@@ -62,6 +62,7 @@ def train(config: Config, stop: StopSignals) -> str:
     if holds_folder():
         run_folder.set_status(Path(config.run), status, detail)
     ranks.barrier()
+    trainer.stepper.release()
     accelerator.end_training()
     return status
 
@@ -117,9 +118,9 @@ class Trainer:
         self.total_steps = found.total_steps(config)
         self.state = replace(found.state, world_size=ranks.world_size)
         captioner = found.build_model(config, ranks.is_main)
-        self.stepper = Stepper(captioner, config, accelerator, ranks, self.total_steps)
+        self.stepper = Stepper(captioner, config, accelerator, ranks, self.total_steps, self.state.step)
         if found.checkpoint is not None:
-            self.stepper.load_optimizer_state(found.checkpoint.optimizer())
+            self.stepper.load(found.checkpoint)
         if ranks.is_main:
             cut_ledgers(self.run, self.state.step)
         ranks.barrier()
@@ -171,34 +172,45 @@ class Trainer:
                 raise _stopped(self.ranks, self.stop)
             self._count_holes(micro_batches, int(holes))
             self._at("computing the update")
-            update = self.stepper.step(self.state.step, micro_batches, targets)
+            logging = self._is_time(self.config.monitor.log_every_steps, self.state.step + 1)
+            update = self.stepper.step(self.state.step, micro_batches, targets, with_top5=logging)
             self._advance(micro_batches, update)
+            self.monitor.step(self.state.step, self._scalars(update, targets) if logging else None)
 
     def _at(self, what: str) -> None:
         self.watchdog.at(self.state.step + 1, what)
 
-    def _is_time(self, every_steps: int) -> bool:
-        step = self.state.step
+    def _is_time(self, every_steps: int, step: int | None = None) -> bool:
+        step = self.state.step if step is None else step
         return step > 0 and (step % every_steps == 0 or step == self.total_steps)
 
     def _advance(self, micro_batches: list[CaptionBatch], update: Update) -> None:
         """The step is done: count its samples, enter them in the ledger, show it."""
         _, start, stop = self.found.step_range(self.state.step, self.config)
-        self.state = replace(self.state, step=self.state.step + 1, samples_seen=self.state.samples_seen + stop - start)
+        self.state = replace(
+            self.state,
+            step=self.state.step + 1,
+            samples_seen=self.state.samples_seen + stop - start,
+            skipped_steps=self.state.skipped_steps + update.skipped,
+        )
         if self.ledger:
             self.ledger.write(micro_batches)
         self.clock.count(micro_batches)
         if update.skipped:
             self.monitor.say(f"step {self.state.step}: the gradient is not finite; the update is skipped")
-        logging = self._is_time(self.config.monitor.log_every_steps)
-        self.monitor.step(self.state.step, self._scalars(update) if logging else None)
+            if update.culprits:
+                self.monitor.say(f"no finite loss:\n{listed(update.culprits)}")
 
-    def _scalars(self, update: Update) -> dict[str, float]:
+    def _scalars(self, update: Update, targets: float) -> dict[str, float]:
+        sums = self.ranks.sums([float(part) for part in (update.objective, update.loss, update.in_top5)])
         # Each rank's loss carries the factor W that DDP's averaging of gradients takes out again.
-        loss = self.ranks.sums([float(update.loss)])[0] / self.ranks.world_size
+        objective, loss = (part / self.ranks.world_size for part in sums[:2])
         scalars = {
             "train/loss": loss,
             "train/perplexity": perplexity(loss),
+            "train/objective": objective,
+            "train/top5_accuracy": sums[2] / max(1.0, targets),
+            "train/skipped_steps": float(self.state.skipped_steps),
             "train/gradient_norm": update.gradient_norm,
             "train/holes": float(self.state.epoch_holes),
             **{f"rate/{name}": rate for name, rate in update.rates.items()},
@@ -236,7 +248,7 @@ class Trainer:
         if val is None:
             return
         self.stepper.share_buffers()
-        with self.accelerator.autocast():
+        with self.stepper.averaged(), self.accelerator.autocast():
             captions = caption_split(
                 captioner, self.found.vocabulary, val, self.config, self.ranks, self.accelerator.device,
                 self.found.workers, between_batches=self._stop_if_told,
@@ -273,7 +285,7 @@ class Trainer:
                 self.ledger.sync()
             self.ranks.barrier()
             if self.ranks.is_main:
-                self.saver.start(self.state, self.stepper.model_state(), self.stepper.optimizer_state())
+                self.saver.start(self.state, *self.stepper.saved_state())
             self.being_saved = self.state
             objection = self._finish_saving() if last else None
         if last and objection:

@@ -1,46 +1,59 @@
 """Parameter groups, and the learning rate as a pure function of the step."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import nn
 
 from captioning.config import OptimConfig
 from captioning.model.captioner import Captioner
+from captioning.model.encoder import STAGES
 
 
 def adamw(model: Captioner, config: OptimConfig, fused: bool) -> torch.optim.AdamW:
-    """AdamW (https://arxiv.org/abs/1711.05101) with a rate for the encoder and one for all the rest.
+    """AdamW (https://arxiv.org/abs/1711.05101) with a rate for each encoder stage and one for all the rest.
 
     Weight decay spares biases and normalisation, the vectors among the parameters. Groups carry their ``name`` and
     ``peak_rate``; frozen parameters are in none.
     """
-    encoder = {id(p) for p in model.encoder.parameters()}
     groups = []
-    for name, inside, rate in (
-        ("encoder", True, config.encoder_learning_rate),
-        ("decoder", False, config.decoder_learning_rate),
-    ):
-        mine = [p for p in model.parameters() if p.requires_grad and (id(p) in encoder) == inside]
+    for name, rate, parameters in _parts(model, config):
         for decay, matrices in ((config.weight_decay, True), (0.0, False)):
-            parameters: list[nn.Parameter] = [p for p in mine if (p.dim() > 1) == matrices]
-            if parameters:
-                groups.append({"params": parameters, "weight_decay": decay, "name": name, "peak_rate": rate})
+            mine = [p for p in parameters if p.requires_grad and (p.dim() > 1) == matrices]
+            if mine:
+                groups.append({"params": mine, "weight_decay": decay, "name": name, "peak_rate": rate})
     return torch.optim.AdamW(groups, lr=config.decoder_learning_rate, fused=fused)
+
+
+def _parts(model: Captioner, config: OptimConfig) -> Iterator[tuple[str, float, list[nn.Parameter]]]:
+    """Name, peak rate and parameters of each part. The top encoder stage has the encoder's rate, each one below it
+    ``stage_decay`` of the one above: the lower, the more general, the less to change (discriminative fine-tuning,
+    https://arxiv.org/abs/1801.06146)."""
+    for above, stage in enumerate(reversed(STAGES)):
+        name = "encoder" if config.stage_decay == 1 else f"encoder-{stage}"
+        rate = config.encoder_learning_rate * config.stage_decay**above
+        yield name, rate, list(model.encoder.stages[stage].parameters())
+    encoder = {id(p) for p in model.encoder.parameters()}
+    yield "decoder", config.decoder_learning_rate, [p for p in model.parameters() if id(p) not in encoder]
 
 
 def rate_factor(step: int, total_steps: int, config: OptimConfig) -> float:
     """What the peak rates are multiplied by for optimizer step ``step`` (0 is the first)."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
-    if config.schedule == "constant":
-        return 1.0
-    done = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    done = min(1.0, (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps))
+    match config.schedule:
+        case "constant":
+            return 1.0
+        case "linear":
+            return 1 - done
+        case "cosine":
+            return 0.5 * (1 + math.cos(math.pi * done))
 
 
 def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> dict[str, float]:
-    """Set every group's rate for the coming step; returns the rates by group name."""
+    """Set every group's rate for the coming step; returns those of the groups that are trained in it, by name."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak_rate"] * factor
-    return {group["name"]: group["lr"] for group in optimizer.param_groups}
+    return {group["name"]: group["lr"] for group in optimizer.param_groups if group["params"][0].requires_grad}

@@ -26,16 +26,23 @@ class Saver:
         self._writing: Future[Path] | None = None
         self._copy: Any = None
 
-    def start(self, state: RunState, model: dict[str, Tensor], optimizer: dict[str, Any]) -> None:
+    def start(
+        self,
+        state: RunState,
+        model: dict[str, Tensor],
+        optimizer: dict[str, Any],
+        average: dict[str, Tensor] | None = None,
+    ) -> None:
         """Begin to write; what is given may change as soon as this returns. An earlier save must be finished."""
         assert self._writing is None
         if self._background:
-            self._copy = _copied((model, optimizer), self._copy)
+            self._copy = _copied((model, optimizer, average), self._copy)
             if torch.cuda.is_available():
                 torch.cuda.synchronize()  # the copies from the device were only begun
-            model, optimizer = self._copy
-        save = checkpoint.save
-        self._writing = self._thread.submit(save, self._run, state, model, optimizer, self._texts, self._keep)
+            model, optimizer, average = self._copy
+        self._writing = self._thread.submit(
+            checkpoint.save, self._run, state, model, optimizer, self._texts, self._keep, average
+        )
         if not self._background:
             self._writing.exception()  # waits
 

@@ -107,6 +107,7 @@ def prepare(config: Config, world_size: int, on_progress: Progress) -> Experimen
             f"train.global_batch_size={config.train.global_batch_size} is smaller than the {world_size} processes: "
             "some would never get an image. Raise it, or start fewer processes."
         )
+    _check_devices(config)
     train, val = _splits(config)
     run = Path(config.run)
     changed = _compare_with_folder(config, run)
@@ -130,6 +131,18 @@ def prepare(config: Config, world_size: int, on_progress: Progress) -> Experimen
     return Experiment(
         train, val, vocabulary, EncodedCaptions(run / "encoded"), found, state, changed, loader_workers(config)
     )
+
+
+def _check_devices(config: Config) -> None:
+    if torch.cuda.is_available():
+        return
+    if config.precision == "fp16":
+        raise InputError("precision=fp16 needs a GPU; torch has no fp16 LSTM for CPUs. Set precision=bf16, or no.")
+    if config.train.sync_batch_norm:
+        raise InputError(
+            "train.sync_batch_norm=true needs GPUs; torch has no SyncBatchNorm for CPUs. Set it to false, or hold the "
+            "statistics still with encoder.freeze_batch_norm=true and encoder.projection_batch_norm=false."
+        )
 
 
 def _splits(config: Config) -> tuple[Index, Index | None]:

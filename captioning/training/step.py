@@ -1,34 +1,46 @@
 """The optimizer step: every rank's micro-batches of one global step, forwards, backwards, and one update."""
 
-from contextlib import nullcontext
+import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
+from captioning.checkpoint import Checkpoint
 from captioning.config import Config
 from captioning.data.batches import CaptionBatch
 from captioning.model.captioner import Captioner
 from captioning.model.decoder import is_target
+from captioning.model.encoder import eval_batch_norm
 from captioning.ranks import Ranks
-from captioning.training.losses import token_loss
+from captioning.training.average import WeightAverage
+from captioning.training.losses import count_in_top5, token_loss
 from captioning.training.optim import adamw, rate_factor, set_rates
-from shards.errors import InputError
+from shards.errors import InputError, listed
 from shards.hashing import key_of
 
-_CONFIGURED = ("peak_rate", "weight_decay", "fused")  # of an optimizer group: the config's, also after a resume
+_CONFIGURED = ("name", "peak_rate", "weight_decay", "fused")  # of an optimizer group: the config's, also when resumed
 
 
 @dataclass(frozen=True)
 class Update:
-    """What a step did: this rank's part of the loss (times W), the gradient's norm before clipping, the rates."""
+    """What a step did. Of the sums this is the rank's part: they are meant to be added up over all ranks.
 
+    ``objective`` was minimised, ``loss`` is the cross-entropy in it; both are means over the step's target tokens,
+    times W. ``in_top5`` counts target words among the five likeliest; 0 unless asked for. ``gradient_norm`` is the one
+    before clipping. ``culprits`` tells which micro-batches had no finite loss, if the update was skipped for it.
+    """
+
+    objective: Tensor
     loss: Tensor
+    in_top5: Tensor
     gradient_norm: float
     rates: dict[str, float]
     skipped: bool
+    culprits: tuple[str, ...]
 
 
 class Stepper:
@@ -38,40 +50,112 @@ class Stepper:
     scheduler: the rate is a function of the step.
     """
 
-    def __init__(self, captioner: Captioner, config: Config, accelerator: Accelerator, ranks: Ranks, total_steps: int):
+    def __init__(
+        self,
+        captioner: Captioner,
+        config: Config,
+        accelerator: Accelerator,
+        ranks: Ranks,
+        total_steps: int,
+        first_step: int = 0,
+    ):
         self.captioner, self.config, self.accelerator, self.ranks = captioner, config, accelerator, ranks
-        self.total_steps, self.skipped_in_a_row = total_steps, 0
-        optimizer = adamw(captioner, config.optim, fused=accelerator.device.type == "cuda")
-        self.model, self.optimizer = accelerator.prepare(captioner, optimizer)
+        self.total_steps = total_steps
+        self.skipped_in_a_row: list[tuple[str, ...]] = []  # what each of them blamed
+        self.synced = config.train.sync_batch_norm and ranks.world_size > 1
+        captioner.to(accelerator.device)
+        self.average = WeightAverage(captioner, config.train.ema_decay) if config.train.ema_decay is not None else None
+        self.optimizer = adamw(captioner, config.optim, fused=accelerator.device.type == "cuda")
+        if self.synced:
+            nn.SyncBatchNorm.convert_sync_batchnorm(captioner)
+        if config.train.compile:
+            for stage in captioner.encoder.stages.values():
+                stage.compile()  # in place: the parameters keep their names
+        if first_step <= config.encoder.unfreeze_at_step > 0:
+            captioner.encoder.train_from(
+                "none"
+            )  # until that step begins; the optimizer passes over what has no gradient
+        self._wrap()
+
+    def _wrap(self) -> None:
+        self.model, self.optimizer = self.accelerator.prepare(self.captioner, self.optimizer)
         self._settle_gradient_buckets()
         self.model.train()
+        self._statistics = [
+            buffer for m in self.captioner.modules() if _is_batch_norm(m) and m.training for buffer in m.buffers()
+        ]
 
-    def step(self, step: int, micro_batches: list[CaptionBatch], targets: float) -> Update:
+    def _unfreeze(self) -> None:
+        """The encoder is trained from now on. DDP knows the parameters it began with: it is made anew."""
+        self.captioner.encoder.train_from(self.config.encoder.trainable)
+        if self.ranks.world_size > 1:
+            self.release()
+        self._wrap()
+
+    def release(self) -> None:
+        """Let go of DDP, whose reducer must not outlive the process group that it talks over."""
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        del self.model
+        self.accelerator.free_memory()
+
+    def step(self, step: int, micro_batches: list[CaptionBatch], targets: float, with_top5: bool = False) -> Update:
         """Update number ``step`` (from 0) on this rank's micro-batches; ``targets`` counts all ranks' target tokens.
 
+        A step whose gradient is not finite, on whichever rank that began, changes nothing on any of them.
+
         Raises:
-            InputError: after ``train.max_skipped_steps`` updates in a row without a finite gradient.
+            InputError: after ``train.max_skipped_steps`` updates in a row without a finite gradient, naming samples.
         """
+        if 0 < step == self.config.encoder.unfreeze_at_step:
+            self._unfreeze()
         # Dropout is seeded by what it is for, so no generator state has to survive a restart.
         torch.manual_seed(key_of("dropout", self.config.seed, step, self.ranks.rank) >> 1)
         rates = set_rates(self.optimizer, rate_factor(step, self.total_steps, self.config.optim))
-        loss = torch.zeros((), device=self.accelerator.device)
-        for number, micro_batch in enumerate(micro_batches, start=1):
-            last = number == len(micro_batches)
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
-                part, penalty = self._loss(micro_batch.to(self.accelerator.device), targets)
-                self.accelerator.backward(part + penalty)
-            loss += part.detach()
+        statistics = [buffer.clone() for buffer in self._statistics]
+        parts = self._backward(micro_batches, targets, with_top5)
         norm, finite = self._update()
-        self._count_skipped(step, finite)
-        return Update(loss, norm, rates, not finite)
+        culprits: tuple[str, ...] = ()
+        if finite:
+            self.skipped_in_a_row = []
+            if self.average is not None:
+                self.average.update(step)
+        else:
+            for buffer, before in zip(self._statistics, statistics, strict=True):
+                buffer.copy_(before)
+            culprits = self._culprits(step, micro_batches, parts)
+            self._count_skipped(step, culprits)
+        objective, loss, in_top5 = parts.sum(dim=0)
+        return Update(objective, loss, in_top5, norm, rates, not finite, culprits)
 
-    def _loss(self, batch: CaptionBatch, targets: float) -> tuple[Tensor, Tensor]:
-        """Cross-entropy, which perplexity is made of, and the decoder's penalty, which is none of it."""
+    def _backward(self, micro_batches: list[CaptionBatch], targets: float, with_top5: bool) -> Tensor:
+        """All gradients of the step; returns objective, loss and count in the top five of each micro-batch [n, 3]."""
+        parts = []
+        stored = self._without_statistics(micro_batches)
+        for number, batch in enumerate(micro_batches):
+            last = number == len(micro_batches) - 1
+            if stored[number]:
+                eval_batch_norm(self.captioner)
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                objective, loss, in_top5 = self._losses(batch.to(self.accelerator.device), targets, with_top5)
+                self.accelerator.backward(objective)
+            self.captioner.train()
+            parts.append(torch.stack([objective.detach(), loss, in_top5.to(loss.dtype)]))
+        return torch.stack(parts)
+
+    def _without_statistics(self, micro_batches: list[CaptionBatch]) -> list[bool]:
+        """Which micro-batches are normalised by stored statistics: where SyncBatchNorm would wait for a rank that has
+        none."""
+        if not self.synced:
+            return [False] * len(micro_batches)
+        return [empty > 0 for empty in self.ranks.sums([float(not len(batch.lengths)) for batch in micro_batches])]
+
+    def _losses(self, batch: CaptionBatch, targets: float, with_top5: bool) -> tuple[Tensor, Tensor, Tensor]:
         logits, penalty = self.model(batch.images, batch.words, batch.lengths, batch.owner)
         wanted = batch.words[is_target(batch.words, batch.lengths)]
-        world_size = self.ranks.world_size
-        return token_loss(logits, wanted, targets, world_size), penalty * (world_size / max(1.0, targets))
+        smoothing, world_size = self.config.optim.label_smoothing, self.ranks.world_size
+        objective, loss = token_loss(logits, wanted, targets, world_size, smoothing)
+        objective = objective + penalty * (world_size / max(1.0, targets))
+        return objective, loss, count_in_top5(logits.detach(), wanted) if with_top5 else torch.zeros_like(loss)
 
     def _update(self) -> tuple[float, bool]:
         """Clip and update, unless the gradient is not finite. All ranks see the same one: it is all-reduced."""
@@ -84,13 +168,25 @@ class Stepper:
         self.optimizer.zero_grad()
         return float(norm), finite
 
-    def _count_skipped(self, step: int, finite: bool) -> None:
-        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
-        if self.skipped_in_a_row >= self.config.train.max_skipped_steps:
-            raise InputError(
-                f"{self.skipped_in_a_row} steps in a row had no finite gradient, up to step {step + 1}.\n"
-                "Lower optim.*_learning_rate, add optim.warmup_steps, or use precision=bf16 instead of fp16."
-            )
+    def _culprits(self, step: int, micro_batches: list[CaptionBatch], parts: Tensor) -> tuple[str, ...]:
+        """The micro-batches of all ranks whose loss is not finite, by the keys of their samples."""
+        mine = [
+            f"step {step + 1}, rank {self.ranks.rank}: {' '.join(batch.keys)}"
+            for batch, loss in zip(micro_batches, parts[:, 0].tolist(), strict=True)
+            if not math.isfinite(loss)
+        ]
+        return tuple(line for part in self.ranks.gathered(mine) for line in part)
+
+    def _count_skipped(self, step: int, culprits: tuple[str, ...]) -> None:
+        self.skipped_in_a_row.append(culprits)
+        if len(self.skipped_in_a_row) < self.config.train.max_skipped_steps:
+            return
+        lines = [line for skipped in reversed(self.skipped_in_a_row) for line in skipped]
+        blame = f"No finite loss, the latest first:\n{listed(lines)}" if lines else "Every loss was finite."
+        raise InputError(
+            f"{len(self.skipped_in_a_row)} steps in a row had no finite gradient, up to step {step + 1}. {blame}\n"
+            "Lower optim.*_learning_rate, add optim.warmup_steps, or use precision=bf16 instead of fp16."
+        )
 
     def _settle_gradient_buckets(self) -> None:
         """A backward pass without data. DDP arranges its gradient buckets anew after its first one, and may add in
@@ -109,17 +205,31 @@ class Stepper:
             for buffer in self.captioner.buffers():
                 torch.distributed.broadcast(buffer, src=0)
 
-    def model_state(self) -> dict[str, Tensor]:
-        return {name: tensor.detach() for name, tensor in self.captioner.state_dict().items()}
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within, the model has its averaged weights, if they are kept: those that captions are written with."""
+        return nullcontext() if self.average is None else self.average.in_place()
 
-    def optimizer_state(self) -> dict[str, Any]:
+    def saved_state(self) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tensor] | None]:
+        """What a checkpoint holds: model, optimizer (and fp16's scaler), and the averaged weights where they are kept.
+        The tensors are the living ones."""
         scaler = self.accelerator.scaler
-        return {"optimizer": self.optimizer.state_dict(), **({"scaler": scaler.state_dict()} if scaler else {})}
+        optimizer = {"optimizer": self.optimizer.state_dict(), **({"scaler": scaler.state_dict()} if scaler else {})}
+        average = None if self.average is None else self.average.state()
+        return self.captioner.state_dict(), optimizer, average
 
-    def load_optimizer_state(self, saved: dict[str, Any]) -> None:
+    def load(self, saved: Checkpoint) -> None:
+        """Continue as a checkpoint left off: all but the weights themselves."""
+        state = saved.optimizer()
         configured = [{key: group[key] for key in _CONFIGURED} for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(saved["optimizer"])
+        self.optimizer.load_state_dict(state["optimizer"])
         for group, settings in zip(self.optimizer.param_groups, configured, strict=True):
             group.update(settings)
-        if self.accelerator.scaler is not None and "scaler" in saved:
-            self.accelerator.scaler.load_state_dict(saved["scaler"])
+        if self.accelerator.scaler is not None and "scaler" in state:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        average = saved.average()
+        if self.average is not None and average is not None:
+            self.average.load(average)
+
+
+def _is_batch_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)
