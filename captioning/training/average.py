@@ -11,7 +11,7 @@ from captioning.model.captioner import Captioner
 
 
 class WeightAverage:
-    """Averages in fp32 of the parameters that are trained, now or later; every rank keeps the same.
+    """Averages of the parameters that are trained, now or later; every rank keeps the same.
 
     BatchNorm's running statistics are not averaged: they are averages already.
     """
