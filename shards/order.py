@@ -115,6 +115,11 @@ def rank_part(start: int, stop: int, rank: int, world_size: int) -> tuple[int, i
     return start + size * rank // world_size, start + size * (rank + 1) // world_size
 
 
+def micro_batches(images: int, world_size: int, micro_batch_size: int) -> int:
+    """How many micro-batches every rank runs for a step of ``images``: enough for the rank with the largest part."""
+    return -(-images // (world_size * micro_batch_size))
+
+
 def steps_per_epoch(size: int, global_batch_size: int) -> int:
     """Global steps in an epoch of ``size`` samples, the short last one included."""
     return -(-size // global_batch_size)

@@ -179,10 +179,11 @@ def _sync(path: Path) -> None:
 
 
 def _is_finished(tar: Path, plan: Plan) -> bool:
-    """Whether a tar is there, whole, made by this plan, and lacks no image."""
+    """Whether a tar and all that belongs to it is there, whole, made by this plan, and lacks no image."""
     found = packed(tar)
     return (
         found is not None
+        and all(tar.with_suffix(suffix).is_file() for suffix in shard_index.BESIDE)
         and tar.stat().st_size == found.shard.filesize
         and found.made_by == plan.made_by
         and not found.skipped

@@ -10,6 +10,7 @@ FLOORS = {
     "launch": 6,
     "captioning.training": 5,
     "captioning.report": 5,
+    "captioning.diagnosis": 5,
     "captioning.predict": 4,
     "captioning.tutorial": 4,
     "captioning.interchange": 3,

@@ -19,7 +19,7 @@ from shards import index as shard_index
 from shards.cache import Cache, default_folder
 from shards.images import UnreadableImageError
 from shards.index import Index
-from shards.order import EpochOrder, rank_part, step_range
+from shards.order import EpochOrder, micro_batches, rank_part, step_range
 from shards.reader import Hole, Sample, hole_of, read_samples
 
 
@@ -29,10 +29,15 @@ def open_split(path: str, config: Config) -> Index:
     Raises:
         InputError: when the index is missing or its shards do not fit it.
     """
-    folder = Path(config.data.cache_dir).absolute() if config.data.cache_dir else default_folder()
-    index = shard_index.load(path, Cache(folder, int(config.data.cache_gb * 1e9)))
+    index = shard_index.load(path, cache_of(config))
     index.check_files()
     return index
+
+
+def cache_of(config: Config) -> Cache:
+    """Where a config keeps remote shards that are not read by offset."""
+    folder = Path(config.data.cache_dir).absolute() if config.data.cache_dir else default_folder()
+    return Cache(folder, int(config.data.cache_gb * 1e9))
 
 
 @dataclass(frozen=True)
@@ -85,8 +90,7 @@ class TrainBatches(Dataset):
     def micro_batches(self, step: int) -> int:
         """How many micro-batches every rank runs in a step: enough for the rank with the largest part."""
         _, start, stop = step_range(step, len(self.index), self.global_batch_size)
-        largest = -(-(stop - start) // self.world_size)
-        return -(-largest // self.micro_batch_size)
+        return micro_batches(stop - start, self.world_size, self.micro_batch_size)
 
     def __getitem__(self, place: tuple[int, int]) -> CaptionBatch:
         step, micro = place

@@ -1,0 +1,1 @@
+"""What `python -m launch.doctor` tells: of a split, of the machine, of a run."""

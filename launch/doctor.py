@@ -1,0 +1,94 @@
+"""Look at a split (NAME.json), at a run (its folder), or with neither at this machine; exit status 1 if a check fails.
+
+Start it as training is started, `accelerate launch [...] -m launch.doctor`, to see the processes exchange.
+"""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from captioning.config import Config, load
+from captioning.data.batches import cache_of
+from captioning.diagnosis import split
+from captioning.diagnosis.checks import Check, look
+from captioning.diagnosis.machine import free_space, machine
+from captioning.diagnosis.run import largest_micro_batch, run_checks, vocabulary_size
+from captioning.progress import bar
+from captioning.ranks import join
+from launch.command import run
+from shards import index as shard_index
+from shards.errors import InputError
+
+
+def main() -> int:
+    arguments = _arguments()
+    target = arguments.target
+    if target is not None and not Path(target).is_dir():
+        return _of_split(target, arguments)
+    return _of_machine(Path(target) if target else None)
+
+
+def _of_split(path: str, arguments: argparse.Namespace) -> int:
+    config = Config()
+    index = shard_index.load(path, cache_of(config))
+    failed = _show(f"{path}", checks := split.contents(index))
+    if failed:
+        return 1
+    with bar("counting words") as on_progress:
+        checks = split.captions(index, on_progress)
+    _show("what it says", checks)
+    failed |= _show("how fast this storage gives it", split.speed(index, config))
+    world_size, batch = arguments.world_size, arguments.global_batch
+    fed = split.feeding(index, world_size, batch, arguments.micro_batch)
+    return int(failed | _show(f"on {world_size} process(es), {batch} images a step", fed))
+
+
+def _of_machine(folder: Path | None) -> int:
+    config = Config()
+    if folder is not None:
+        if not (folder / "config.yaml").is_file():
+            raise InputError(f"{folder} holds no config.yaml: it is no run. Give a run folder, or a split's NAME.json.")
+        config = load(folder / "config.yaml")
+    accelerator, ranks = join(config.precision)
+    checks = machine(accelerator, ranks)
+    failed = False
+    if ranks.is_main:
+        failed = _show("this machine", checks if folder else [*checks, free_space(Path())])
+        if folder is not None:
+            tried = look(
+                "largest micro-batch",
+                lambda: largest_micro_batch(config, vocabulary_size(folder), accelerator.device),
+            )
+            failed |= _show(f"{folder}", [*run_checks(folder, config), tried])
+    failed = ranks.from_main(failed)
+    accelerator.end_training()
+    return int(failed)
+
+
+def _show(title: str, checks: list[Check]) -> bool:
+    """Print a table; whether a check failed."""
+    table = Table("", "", "", title=title, title_justify="left", show_header=False)
+    for check in checks:
+        mark = {True: "[green]ok[/]", False: "[bold red]FAILED[/]", None: ""}[check.well]
+        table.add_row(check.what, mark, escape(check.seen))
+    Console(highlight=False).print(table)
+    return any(check.well is False for check in checks)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m launch.doctor", description=__doc__)
+    parser.add_argument("target", nargs="?", metavar="RUN|NAME.json", help="a run folder, or a split (path or URL)")
+    defaults = Config().train
+    parser.add_argument("--world-size", type=int, default=1, help="processes a split is to feed (1)")
+    parser.add_argument(
+        "--global-batch", type=int, default=defaults.global_batch_size, help="images a step (%(default)s)"
+    )
+    parser.add_argument("--micro-batch", type=int, default=defaults.micro_batch_size, help="most at once (%(default)s)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run(main)
