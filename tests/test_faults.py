@@ -13,9 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from captioning import checkpoint
+from captioning import checkpoint, run_folder
 from captioning.checkpoint import RunState
+from captioning.config import load
 from captioning.training.saving import Saver
+from captioning.training.setup import prepare
+from tests.conftest import run_command, settings, train_command
 
 MODEL = {"weight": torch.arange(6.0).view(2, 3)}
 OPTIMIZER = {"optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}}
@@ -50,8 +53,12 @@ def killed_before(operation: int, work: Callable[[], object]) -> bool:
     """Do ``work`` in a fork that is killed just before its n-th file operation; False when it had fewer."""
     child = os.fork()
     if child == 0:
-        watching(work, lambda n, *_: os.kill(os.getpid(), signal.SIGKILL) if n == operation else None)
-        os._exit(0)
+        try:
+            torch.set_num_threads(1)  # OpenMP's threads did not come along
+            watching(work, lambda n, *_: os.kill(os.getpid(), signal.SIGKILL) if n == operation else None)
+            os._exit(0)
+        finally:
+            os._exit(1)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) or status == 0
     return os.WIFSIGNALED(status)
@@ -103,6 +110,20 @@ def test_killed_before_any_file_operation_of_a_save(tmp_path, name, stride):
     assert max(seen) > oldest
 
 
+@pytest.mark.parametrize("stride", [13, pytest.param(1, marks=pytest.mark.sweep)])
+def test_killed_before_any_file_operation_of_a_start(scene_shards, tmp_path, empty_config, stride):
+    """Whatever a start leaves that was killed, first or later, the next one begins or continues the run."""
+    operation, killed = 0, True
+    while killed:
+        operation += stride
+        run = tmp_path / f"run-{operation}"
+        config = load(empty_config, settings(scene_shards, run, train__epochs=1))
+        killed = killed_before(operation, lambda config=config: prepare(config, 1, lambda done, total: None))
+        assert not killed_before(10**6, lambda config=config: prepare(config, 1, lambda done, total: None))
+        assert run_folder.status(run)[0] == "running"
+    assert operation > 20, "the operations were not seen"
+
+
 def test_a_power_cut_cannot_reorder_a_save(tmp_path):
     """Each file, then its folder is synced before the rename, the parent after it, and only then an older one goes."""
     for step in (4, 8):
@@ -129,6 +150,27 @@ def mounted(folder: Path, size: str) -> Iterator[Callable[[str], None]]:
         yield lambda options: subprocess.run(["mount", "-o", f"remount,{options}", folder], check=True)
     finally:
         subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.sweep
+def test_a_run_on_a_full_disk_goes_on_and_fails_at_its_end(scene_shards, tmp_path, empty_config):
+    """Room for two checkpoints of 134 MB: the third is told of, the last one missing ends the run as failed."""
+    with mounted(tmp_path / "disk", "360m") as remount:
+        run = tmp_path / "disk" / "run"
+        command = train_command(2, settings(scene_shards, run, train__epochs=3), empty_config)
+        done = run_command(command)
+        assert done.returncode != 0 and 'Traceback (most recent call last):\n  File "/captioning' not in done.stderr
+        assert "warning: step 12 could not be saved, training goes on" in done.stderr
+        assert "The last checkpoint, of step 18, could not be written" in done.stderr
+        assert run_folder.status(run)[0] == "failed"
+        assert checkpoint.newest(run, pytest.fail).state.step == 8
+        remount("size=600m")
+        assert run_command(command).returncode == 0
+        assert run_folder.status(run) == ("finished", "step 18 of 18")
+        remount("ro")
+        done = run_command(train_command(1, settings(scene_shards, run, train__epochs=3), empty_config))
+        assert done.returncode == 2 and "Read-only file system" in done.stderr and "Traceback" not in done.stderr
+        remount("rw")
 
 
 BIG = {"weight": torch.zeros(300_000)}  # 1.2 MB

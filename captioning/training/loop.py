@@ -95,7 +95,10 @@ def _prepared(config: Config, ranks: Ranks, stop: StopSignals) -> Experiment:
                     raise StoppedError
                 on_progress(done, total)
 
-            return prepare(config, ranks.world_size, watched)
+            try:
+                return prepare(config, ranks.world_size, watched)
+            except OSError as error:
+                raise InputError(f"run={config.run} cannot be prepared: {error}") from error
 
         found = ranks.main_works(work, lambda: stop.received is not None)
         if found is None:
