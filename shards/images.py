@@ -7,6 +7,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit for an error: past it a small file may ask for gigabytes ("bomb")
 
+Image.init()
+# Not all that Pillow opens: it runs Ghostscript on an EPS, and some formats are none of pictures.
+FORMATS = sorted(
+    {"AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP"}
+    & set(Image.OPEN)
+)
+
 
 class UnreadableImageError(Exception):
     """The bytes are not an image that can be decoded; the message says why."""
@@ -19,7 +26,7 @@ def open_rgb(data: bytes) -> Image.Image:
         UnreadableImageError: when the bytes are no image, are truncated, or decode to more than MAX_PIXELS.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UnreadableImageError(f"{image.width} x {image.height} pixels is more than {MAX_PIXELS:,}")
             return upright_rgb(image)
@@ -46,13 +53,19 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        image = Image.fromarray((values / 257 if values.max(initial=0) > 255 else values).clip(0, 255).astype(np.uint8))
+        image = Image.fromarray(_to_8_bits(np.asarray(image, dtype=np.float64)))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     return image.convert("RGB")
+
+
+def _to_8_bits(values: np.ndarray) -> np.ndarray:
+    """One channel of more than 8 bits, or of floats: 0..65535, 0..255 or 0..1, as its largest value tells."""
+    largest = np.nanmax(values, initial=0)
+    scale = 1 / 257 if largest > 255 else 255 if 0 < largest <= 1 else 1
+    return np.nan_to_num(values * scale).clip(0, 255).astype(np.uint8)
 
 
 def resize_short_side(image: Image.Image, short_side: int) -> Image.Image:

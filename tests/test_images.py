@@ -2,6 +2,9 @@
 
 import csv
 import io
+import re
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -71,6 +74,65 @@ def test_bombs_and_rubbish_are_refused(monkeypatch):
         open_rgb(encoded(Image.new("RGB", (100, 100)), "PNG"))
 
 
+def test_more_than_8_bits_keep_their_brightness():
+    ramp = np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4)
+    for values in (ramp, ramp * 255, (ramp * 65535).astype(np.int32), (ramp * 65535).astype(np.uint16)):
+        image = open_rgb(encoded(Image.fromarray(values), "TIFF"))
+        assert np.abs(np.asarray(image)[..., 0] - ramp * 255).max() <= 1
+    black = open_rgb(encoded(Image.fromarray(np.zeros((4, 4), dtype=np.uint16)), "TIFF"))
+    assert np.asarray(black).max() == 0
+
+
+def test_a_small_file_of_many_pixels_is_refused_without_decoding_it():
+    header = struct.pack(">IIBBBBB", 200_000, 200_000, 8, 2, 0, 0, 0)  # 120 GB of RGB
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000)))
+    with pytest.raises(UnreadableImageError, match="limit"):
+        open_rgb(bomb)
+
+
+def test_no_program_is_run_on_a_file():
+    """Pillow would hand an EPS to Ghostscript."""
+    with pytest.raises(UnreadableImageError, match="known format"):
+        open_rgb(encoded(Image.new("RGB", (8, 8)), "EPS"))
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000"])
+def test_common_formats_become_jpeg_at_any_short_side(form):
+    data = encoded(Image.new("RGB", (60, 40), "blue"), form)
+    for short_side, size in ((0, (60, 40)), (20, (30, 20)), (50, (60, 40))):
+        packed = Image.open(io.BytesIO(to_training_jpeg(data, short_side, 90)))
+        assert (packed.format, packed.mode, packed.size) == ("JPEG", "RGB", size)
+
+
+@pytest.mark.parametrize("change", ["cmyk", "turned", "cut", "grey"])
+def test_short_side_0_keeps_no_other_jpeg(change):
+    image = Image.radial_gradient("L").convert("RGB").resize((64, 40))
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    data = encoded(image, "JPEG", quality=80)
+    match change:
+        case "cmyk":
+            data = encoded(image.convert("CMYK"), "JPEG")
+        case "turned":
+            data = encoded(image, "JPEG", exif=exif)
+        case "grey":
+            data = encoded(image.convert("L"), "JPEG")
+        case "cut":
+            with pytest.raises(UnreadableImageError, match=r"(?i)truncated"):
+                to_training_jpeg(data[: len(data) // 2], 0, 90)
+            return
+    kept = to_training_jpeg(data, 0, 95)
+    assert kept != data
+    upright = Image.open(io.BytesIO(kept))
+    assert upright.mode == "RGB" and upright.getexif().get(0x0112, 1) == 1
+    shown = image.rotate(180) if change == "turned" else image
+    assert np.abs(np.asarray(upright, dtype=int) - np.asarray(shown)).mean() < 6
+
+
 def test_odd_real_files():
     """Every file of the collection: what Pillow reads is packed at the upright size, what it cannot is refused."""
     folder = DATA / "odd"
@@ -93,3 +155,24 @@ def test_odd_real_files():
         assert packed.mode == "RGB"
         assert min(packed.size) == min(256, width, height)
         assert np.isclose(packed.width / packed.height, width / height, rtol=0.02)
+
+
+def test_odd_real_files_keep_their_bytes_where_they_can():
+    """With --short-side 0: an upright RGB JPEG byte for byte; the orientations of one picture all come out upright."""
+    folder = DATA / "odd"
+    if not folder.is_dir():
+        pytest.skip(f"the collection of odd images is not here ({folder})")
+    with (folder / "MANIFEST.tsv").open() as manifest:
+        rows = {row["file"]: row["opens_as"] for row in csv.DictReader(manifest, delimiter="\t")}
+    kept = set()
+    for name, opens_as in rows.items():
+        if "load:" not in opens_as:
+            data = (folder / name).read_bytes()
+            if to_training_jpeg(data, 0, 90) == data:
+                kept.add(name)
+    upright = {name for name, opens_as in rows.items() if re.fullmatch(r"JPEG RGB \d+x\d+( exif1)?", opens_as)}
+    assert kept == upright and len(kept) == 7
+    landscapes = [open_rgb((folder / name).read_bytes()).resize((180, 120)) for name in rows if "landscape" in name]
+    assert len(landscapes) == 3
+    for other in landscapes[1:]:
+        assert np.abs(np.asarray(landscapes[0], dtype=int) - np.asarray(other)).mean() < 3
