@@ -103,6 +103,7 @@ class EvaluateConfig:
 @dataclass(frozen=True)
 class MonitorConfig:
     log_every_steps: int = 10
+    trackers: Literal["none", "wandb"] = "none"  # besides TensorBoard, through Accelerate; wandb must be installed
 
 
 @dataclass(frozen=True)

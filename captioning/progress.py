@@ -10,13 +10,18 @@ from rich.progress import Progress as RichProgress
 Progress = Callable[[int, int], None]  # called with (done, total)
 
 
+def progress(what: str, console: Console, shown: bool = True) -> RichProgress:
+    """A bar for one task, whose field ``numbers`` stands behind it; draws only while the console is a terminal."""
+    return RichProgress(
+        TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"),
+        TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(),
+        console=console, disable=not (shown and console.is_terminal),
+    )  # fmt: skip
+
+
 @contextmanager
 def bar(what: str, shown: bool = True) -> Iterator[Progress]:
     """Yields a function to call with (done, total); draws on standard error while that is a terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("eta"))
-    with RichProgress(
-        *columns, TimeRemainingColumn(), console=console, disable=not (shown and console.is_terminal)
-    ) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+    with progress(what, Console(stderr=True), shown) as drawn:
+        task = drawn.add_task(what, total=None, numbers="")
+        yield lambda done, total: drawn.update(task, completed=done, total=total)

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 matplotlib.use("Agg")  # no display is needed, and none is looked for
 
 from matplotlib import font_manager, pyplot
+from matplotlib.figure import Figure
 
 from captioning.predict import Caption
 
@@ -18,9 +19,9 @@ _LONGEST_SIDE = 1600  # pixels of an annotated image
 GREY, _SHADE = 0.5, 0.85  # what covers places the model did not look at, and how much of it at most
 
 
-def caption_sheet(
-    images: Sequence[Image.Image], captions: Sequence[str], right: Sequence[bool | None], path: Path, title: str
-) -> None:
+def caption_figure(
+    images: Sequence[Image.Image], captions: Sequence[str], right: Sequence[bool | None], title: str
+) -> Figure:
     """Images in rows of four with their captions below; green for right, red for wrong, black where nobody judged."""
     columns = min(4, len(images))
     rows = -(-len(images) // columns)
@@ -33,7 +34,14 @@ def caption_sheet(
         axis.set_title("\n".join(textwrap.wrap(caption, 32)), y=-0.04, va="top", fontsize=10, color=colour)
     figure.suptitle(title, fontsize=13)
     figure.tight_layout(h_pad=3.0)
-    _save(figure, path)
+    return figure
+
+
+def caption_sheet(
+    images: Sequence[Image.Image], captions: Sequence[str], right: Sequence[bool | None], path: Path, title: str
+) -> None:
+    """``caption_figure`` as an image file."""
+    _save(caption_figure(images, captions, right, title), path)
 
 
 def annotated(image: Image.Image, caption: str) -> Image.Image:

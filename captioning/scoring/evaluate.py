@@ -60,6 +60,7 @@ def caption_split(
     workers: int,
     on_progress=lambda done, total: None,
     between_batches=lambda: None,
+    also=lambda images, samples: None,
 ) -> Captions:
     """Caption every image of a split, searched for as ``config.evaluate`` says; each rank takes a contiguous part, all
     get the whole.
@@ -69,6 +70,7 @@ def caption_split(
 
     The model's BatchNorm buffers must be alike on all ranks. It is left in the mode it came in. ``between_batches`` is
     called equally often on every rank, so that they can agree in it to give up: what it raises ends the work.
+    ``also`` gets every batch too: uint8 [B, 3, S, S] on the device, and the images' numbers in the split.
 
     Raises:
         InputError: on every rank, when no image of the split could be read.
@@ -90,7 +92,9 @@ def caption_split(
             for batch in islice(loader, 1):  # none, where this rank's part is a batch shorter
                 holes += map(str, batch.holes)
                 if batch.samples:
-                    found = search([model], batch.images.to(device), options, config.data.max_words)
+                    images = batch.images.to(device)
+                    found = search([model], images, options, config.data.max_words)
+                    also(images, batch.samples)
                     captions |= {
                         s: vocabulary.decode(best[0].ids) for s, best in zip(batch.samples, found, strict=True)
                     }

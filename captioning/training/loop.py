@@ -19,6 +19,7 @@ from captioning.data.batches import CaptionBatch, train_steps
 from captioning.progress import bar
 from captioning.ranks import Ranks, join, lost_peer
 from captioning.scoring.evaluate import caption_split, score_captions
+from captioning.scoring.loss import SplitLoss
 from captioning.training.ledger import Ledger, cut_ledgers
 from captioning.training.monitor import Clock, Monitor, perplexity, start_up_table
 from captioning.training.preemption import StoppedError, StopSignals
@@ -128,7 +129,7 @@ class Trainer:
             cut_ledgers(self.run, self.state.step)
         ranks.barrier()
         self.ledger = Ledger(self.run, ranks.rank) if config.data.ledger else None
-        self.monitor = Monitor(self.run, self.state.step, self.total_steps, ranks.is_main)
+        self.monitor = Monitor(config, found, ranks.is_main)
         self.monitor.table(
             f"run {config.run}", start_up_table(config, found, self.batches, captioner, accelerator.device)
         )
@@ -248,23 +249,26 @@ class Trainer:
     def _validate(self) -> None:
         """Caption the validation split with every rank and score it on rank 0; told to stop, give up at once."""
         val, captioner = self.found.val, self.stepper.captioner
-        if val is None:
+        if val is None or self.found.val_captions is None:
             return
         self.stepper.share_buffers()
+        loss = SplitLoss(captioner, self.found.val_captions)
         with self.stepper.averaged(), self.accelerator.autocast():
             captions = caption_split(
                 captioner, self.found.vocabulary, val, self.config, self.ranks, self.accelerator.device,
-                self.found.workers, between_batches=self._stop_if_told,
+                self.found.workers, between_batches=self._stop_if_told, also=loss.add,
             )  # fmt: skip
         scores = self.ranks.main_works(lambda _: score_captions(captions, val), self._told_while_scoring)
         if scores is None:
             raise _stopped(self.ranks, self.stop)
+        mean = loss.mean(self.ranks)
+        scores = {"loss": mean, "perplexity": perplexity(mean), **scores}
         if self.ranks.is_main:
             results = captions.results(val)
             name = f"captions-val-step-{self.state.step}.json"
             write_atomically(self.run / name, json.dumps(results, ensure_ascii=False).encode())
             epoch = self.state.samples_seen / len(self.found.train)
-            self.monitor.scores(self.state.step, epoch, scores, results[:8])
+            self.monitor.scores(self.state.step, epoch, scores, captions.of_sample)
         self.state = replace(self.state, evaluated_step=self.state.step)
         if self.state.best_score is None or scores[SELECTION_METRIC] > self.state.best_score:
             self.state = replace(self.state, best_score=scores[SELECTION_METRIC], best_step=self.state.step)
@@ -286,6 +290,7 @@ class Trainer:
         if self.state != self.saved:
             if self.ledger:
                 self.ledger.sync()
+            self.monitor.flush()
             self.ranks.barrier()
             if self.ranks.is_main:
                 self.saver.start(self.state, *self.stepper.saved_state())

@@ -2,20 +2,34 @@
 
 import json
 import math
+import resource
+import secrets
 import time
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate.tracking import WandBTracker
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
-from captioning.config import Config
+from captioning.config import Config, flat, to_dict
 from captioning.data.batches import CaptionBatch, TrainBatches
+from captioning.progress import progress
 from captioning.run_folder import cut_after
 from captioning.training.setup import Experiment
+from shards.images import open_rgb
+from shards.index import Index, write_atomically
+from shards.reader import Hole, read_sample
+
+WATCHED_IMAGES = 8  # of the validation split, spread over it, the same at every validation
+LOG_COLUMNS = 160  # width of a line where there is no terminal to fit
+VARIED = ("seed", "precision", "encoder", "decoder", "train", "optim")  # what runs are compared by, in TensorBoard's
+OF_SCORES = ("val/loss", "val/CIDEr-D", "val/BLEU-4")  # table of hyper-parameters, and how they ended
 
 
 class Clock:
@@ -41,29 +55,50 @@ class Clock:
             "speed/captions_per_s": self.captions * world_size / seconds,
             "speed/data_wait_share": self.waiting / seconds,
             "speed/step_ms": 1e3 * seconds / max(1, self.steps),
+            "speed/peak_memory_gb": peak_memory() / 1e9,
         }
+
+
+def peak_memory() -> int:
+    """Most bytes this process held: of the GPU's memory for tensors, or without one of the machine's."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class Monitor:
     """Writes RUN/tensorboard and RUN/scores.jsonl and talks to the terminal; on other ranks it does nothing."""
 
-    def __init__(self, run: Path, first_step: int, total_steps: int, is_main: bool):
-        self.is_main, self.total_steps = is_main, total_steps
+    def __init__(self, config: Config, found: Experiment, is_main: bool):
+        self.is_main, self.total_steps, self.first_step = is_main, found.total_steps(config), found.state.step
         self.console = Console(stderr=True, quiet=not is_main, highlight=False)
         if not is_main:
             return
+        if not self.console.is_terminal:
+            self.console.width = LOG_COLUMNS
+        run = Path(config.run)
         self._scores = run / "scores.jsonl"
         if self._scores.exists():
-            cut_after(self._scores, lambda line: json.loads(line)["step"] <= first_step)
+            cut_after(self._scores, lambda line: json.loads(line)["step"] <= self.first_step)
         # Events that a killed run wrote past its last checkpoint are hidden: the resumed run writes those steps again.
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
-        self._progress = Progress(
-            TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"),
-            TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(),
-            console=self.console, disable=not self.console.is_terminal,
-        )  # fmt: skip
-        self._task = self._progress.add_task("", total=total_steps, completed=first_step, numbers="")
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=self.first_step + 1)
+        self._write_settings(config)
+        self._wandb = wandb_run(config) if config.monitor.trackers == "wandb" else None
+        self._watched = _watched_images(found.val) if found.val else {}
+        self._started = time.monotonic()
+        self._progress = progress("training", self.console)
+        self._task = self._progress.add_task("", total=self.total_steps, completed=self.first_step, numbers="")
         self._progress.start()
+
+    def _write_settings(self, config: Config) -> None:
+        """Into the run's own events, for TensorBoard's table of runs: ``add_hparams`` would begin a run for each."""
+        settings = {
+            key: "null" if value is None else value
+            for key, value in flat(config).items()
+            if key.partition(".")[0] in VARIED
+        }
+        for summary in hparams(settings, dict.fromkeys(OF_SCORES, 0.0)):
+            self._board._get_file_writer().add_summary(summary, self.first_step)
 
     def say(self, message: str) -> None:
         """A line for people."""
@@ -81,33 +116,87 @@ class Monitor:
         if not self.is_main:
             return
         if scalars is not None:
-            for name, value in scalars.items():
-                self._board.add_scalar(name, value, step)
-            numbers = (
-                f"loss {scalars['train/loss']:.3f}  perplexity {scalars['train/perplexity']:.2f}  "
-                f"{scalars['speed/images_per_s']:.0f} images/s  data wait {scalars['speed/data_wait_share']:.0%}"
-            )
+            self._log(scalars, step)
+            numbers = _line(scalars)
             self._progress.update(self._task, numbers=numbers)
             if not self.console.is_terminal:
-                self.say(f"step {step}/{self.total_steps}  {numbers}")
+                self.say(f"step {step}/{self.total_steps}  {numbers}  eta {self._time_to_go(step)}")
         self._progress.update(self._task, completed=step)
 
-    def scores(self, step: int, epoch: float, scores: dict[str, float], examples: list[dict[str, object]]) -> None:
-        """Validation scores and a few captions of fixed images."""
+    def _time_to_go(self, step: int) -> timedelta:
+        a_step = (time.monotonic() - self._started) / (step - self.first_step)
+        return timedelta(seconds=round(a_step * (self.total_steps - step)))
+
+    def _log(self, scalars: dict[str, float], step: int) -> None:
+        for name, value in scalars.items():
+            self._board.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(dict(scalars), step=step)
+
+    def scores(self, step: int, epoch: float, scores: dict[str, float], captions: dict[int, str]) -> None:
+        """Validation scores, and what is said of the watched images; ``captions`` by sample number."""
         if not self.is_main:
             return
         with self._scores.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "epoch": epoch, **scores}) + "\n")
-        for name, value in scores.items():
-            self._board.add_scalar(f"val/{name}", value, step)
-        self._board.add_text("val/captions", "\n\n".join(f"`{e['image_id']}` {e['caption']}" for e in examples), step)
-        self._board.flush()
+        self._log({f"val/{name}": value for name, value in scores.items()}, step)
+        self._show_captions(step, captions)
+        self.flush()
         self.say(f"validation at step {step}: " + "  ".join(f"{name} {value:.3f}" for name, value in scores.items()))
+
+    def _show_captions(self, step: int, captions: dict[int, str]) -> None:
+        from captioning.report.pictures import (
+            caption_figure,
+        )  # matplotlib takes a second to import: only where it draws
+
+        shown = {sample: image for sample, image in self._watched.items() if sample in captions}
+        if shown:
+            said = [captions[sample] for sample in shown]
+            figure = caption_figure(list(shown.values()), said, [None] * len(said), f"Validation at step {step:,}")
+            self._board.add_figure("val/captions", figure, step)  # which also closes it
+
+    def flush(self) -> None:
+        """Events into the file, which a checkpoint waits for: those of steps before it are not written again."""
+        if self.is_main:
+            self._board.flush()
 
     def close(self) -> None:
         if self.is_main:
             self._progress.stop()
             self._board.close()
+            if self._wandb is not None:
+                self._wandb.finish()
+
+
+def wandb_run(config: Config) -> WandBTracker:
+    """Accelerate's tracker of Weights & Biases; RUN/wandb-id keeps a resumed run the same run there."""
+    kept = Path(config.run) / "wandb-id"
+    if not kept.exists():
+        write_atomically(kept, secrets.token_hex(8).encode())
+    tracker = WandBTracker(
+        "captioning", name=Path(config.run).name, id=kept.read_text(), resume="allow", dir=config.run
+    )
+    tracker.start()
+    tracker.store_init_configuration(to_dict(config))
+    return tracker
+
+
+def _watched_images(val: Index) -> dict[int, Any]:
+    """Sample number -> picture of a few readable samples, spread over the split."""
+    chosen = sorted({number * len(val) // WATCHED_IMAGES for number in range(WATCHED_IMAGES)})
+    samples = {number: read_sample(val, number) for number in chosen}
+    return {number: open_rgb(sample.image_bytes) for number, sample in samples.items() if not isinstance(sample, Hole)}
+
+
+def _line(scalars: dict[str, float]) -> str:
+    rates = " ".join(
+        f"{name.partition('/')[2]} {value:.2g}" for name, value in scalars.items() if name.startswith("rate/")
+    )
+    return (
+        f"loss {scalars['train/loss']:.3f}  perplexity {scalars['train/perplexity']:.2f}  rate {rates}  "
+        f"{scalars['speed/images_per_s']:.0f} images/s  {scalars['speed/captions_per_s']:.0f} captions/s  "
+        f"data wait {scalars['speed/data_wait_share']:.0%}"
+    )
 
 
 def start_up_table(
@@ -117,15 +206,19 @@ def start_up_table(
     trained, frozen = (
         sum(p.numel() for p in model.parameters() if p.requires_grad == wanted) / 1e6 for wanted in (True, False)
     )
+    val = f"{len(found.val):,} to validate on" if found.val else "none to validate on"
     rows = {
         "processes": f"{batches.world_size} on {device.type}, precision {config.precision}, "
         f"{torch.get_num_threads()} thread(s) and {found.workers} loader worker(s) each",
         "global batch": f"{config.train.global_batch_size} images = {batches.world_size} process(es) x "
-        f"{batches.micro_batches(0)} micro-batch(es) of at most {config.train.micro_batch_size}",
-        "data": f"{len(found.train):,} training images, {len(found.vocabulary):,} words",
+        f"{batches.micro_batches(0)} micro-batch(es) of at most {config.train.micro_batch_size}, "
+        f"up to {config.data.captions_per_image} captions an image",
+        "data": f"{len(found.train):,} training images in {len(found.train.shards)} shard(s), {val}, "
+        f"{len(found.vocabulary):,} words",
         "model": f"{config.encoder.name} and {config.decoder.kind}, "
         f"{trained:.2f} M parameters trained, {frozen:.2f} M frozen",
-        "steps": f"{found.total_steps(config):,}, of which {found.state.step:,} are done",
+        "steps": f"{found.total_steps(config):,}, {found.steps_per_epoch(config):,} an epoch, "
+        f"of which {found.state.step:,} are done",
     }
     return rows | ({"changed": "\n".join(found.changed)} if found.changed else {})
 

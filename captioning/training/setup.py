@@ -4,6 +4,7 @@ import os
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TextIO
 
@@ -37,6 +38,7 @@ class Experiment:
     val: Index | None
     vocabulary: Vocabulary
     captions: EncodedCaptions
+    val_captions: EncodedCaptions | None
     checkpoint: Checkpoint | None
     state: RunState
     changed: list[str]  # settings that differ from the ones the run began with
@@ -107,7 +109,7 @@ def prepare(config: Config, world_size: int, on_progress: Progress) -> Experimen
             f"train.global_batch_size={config.train.global_batch_size} is smaller than the {world_size} processes: "
             "some would never get an image. Raise it, or start fewer processes."
         )
-    _check_devices(config)
+    _check_machine(config)
     train, val = _splits(config)
     run = Path(config.run)
     changed = _compare_with_folder(config, run)
@@ -126,14 +128,20 @@ def prepare(config: Config, world_size: int, on_progress: Progress) -> Experimen
     threshold, max_words = config.data.vocabulary_threshold, config.data.max_words
     vocabulary = encoded.encode(train, run / "encoded", threshold, max_words, stored, on_progress)
     write_atomically(run / "vocabulary.json", vocabulary.to_json().encode())
+    captions, val_captions = EncodedCaptions(run / "encoded"), None
+    if val is not None:
+        val_captions = EncodedCaptions(run / "encoded-val")
+        encoded.encode(val, val_captions.folder, threshold, max_words, vocabulary, on_progress)
     run_folder.set_status(run, "running")
     state = found.state if found else RunState(0, 0, world_size, train.fingerprint)
-    return Experiment(
-        train, val, vocabulary, EncodedCaptions(run / "encoded"), found, state, changed, loader_workers(config)
-    )
+    return Experiment(train, val, vocabulary, captions, val_captions, found, state, changed, loader_workers(config))
 
 
-def _check_devices(config: Config) -> None:
+def _check_machine(config: Config) -> None:
+    if config.monitor.trackers == "wandb" and find_spec("wandb") is None:
+        raise InputError(
+            "monitor.trackers=wandb, and wandb is not installed. Install it, or set monitor.trackers=none."
+        )
     if torch.cuda.is_available():
         return
     if config.precision == "fp16":

@@ -1,0 +1,35 @@
+"""The loss of a split's own captions under teacher forcing: what training lowers, on images it does not train on."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captioning.data.batches import collate
+from captioning.data.captions import EncodedCaptions
+from captioning.model.captioner import Captioner
+from captioning.model.decoder import is_target
+from captioning.ranks import Ranks
+
+
+class SplitLoss:
+    """Adds up cross-entropy over the batches of images it is given, with every caption of each image."""
+
+    def __init__(self, model: Captioner, captions: EncodedCaptions):
+        self.model, self.captions = model, captions
+        self.total, self.targets = 0.0, 0
+
+    @torch.no_grad()
+    def add(self, images: Tensor, samples: tuple[int, ...]) -> None:
+        """uint8 [B, 3, S, S] on the model's device, and each image's number in the split; the model is in eval mode."""
+        captions = [self.captions.of(sample) for sample in samples]
+        batch = collate(0, 0, [], captions, [], [], images.shape[-1])
+        wanted = batch.words[is_target(batch.words, batch.lengths)].to(images.device)
+        words, lengths, owner = (tensor.to(images.device) for tensor in (batch.words, batch.lengths, batch.owner))
+        logits, _ = self.model(images, words, lengths, owner)
+        self.total += float(F.cross_entropy(logits.float(), wanted, reduction="sum"))
+        self.targets += batch.targets
+
+    def mean(self, ranks: Ranks) -> float:
+        """Per target word, over all ranks' batches."""
+        total, targets = ranks.sums([self.total, float(self.targets)])
+        return total / max(1.0, targets)
