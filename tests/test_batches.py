@@ -1,5 +1,7 @@
 """From positions to tensors: the same images and words for every world size, worker count and micro-batch size."""
 
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -13,7 +15,7 @@ from captioning.data.transforms import Preprocessing
 from shards import index as shard_index
 from shards import storage
 from shards.order import step_range
-from tests.conftest import with_one_broken_image
+from tests.conftest import ROOT, with_one_broken_image
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +109,23 @@ def test_evaluation_reads_each_image_once_whatever_the_batch(scene_shards):
     for batch_size in (1, 3, 64):
         loaded = list(evaluation_loader(dataset, 0, len(index), batch_size, workers=0))
         assert [s for batch in loaded for s in batch.samples] == list(range(len(index)))
+
+
+FAILING = """
+from captioning.data.batches import evaluation_loader
+from tests.test_batches import Noise
+batches = iter(evaluation_loader(Noise(), 0, 100, 1, 2))
+next(batches)
+raise RuntimeError("an error while the loaders live")
+"""
+
+
+class Noise:
+    def __getitem__(self, part):
+        return torch.zeros(3)
+
+
+def test_an_error_ends_a_process_that_has_loaders():
+    ended = subprocess.run([sys.executable, "-c", FAILING], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1
+    assert ended.stderr.rstrip().endswith("RuntimeError: an error while the loaders live")

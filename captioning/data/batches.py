@@ -1,5 +1,7 @@
 """Positions of the order -> tensors. The only door from `captioning` to the samples in `shards`."""
 
+import atexit
+import multiprocessing.util
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -237,3 +239,13 @@ def _leave_signals_to_the_rank(_worker: int) -> None:
     # A stop signal sent to the whole job must not kill the loaders under the step that is being finished.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def _end_loaders() -> None:
+    """A process that ends by an error still holds its loaders, and multiprocessing would ask them to go by SIGTERM,
+    which they ignore, and wait for ever. Runs before that: what is registered last is done first."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would report the end of each as an error
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
