@@ -195,9 +195,10 @@ def _unreadable(checkpoint: Checkpoint) -> str | None:
     try:
         if checkpoint.folder.name != f"step-{checkpoint.state.step:08d}":
             return f"state.json is of step {checkpoint.state.step}"
-        name = "model.safetensors"
-        with safetensors.safe_open(checkpoint.folder / name, "pt"):
-            pass
+        for path in sorted(checkpoint.folder.glob("*.safetensors")):
+            name = path.name
+            with safetensors.safe_open(path, "pt"):
+                pass
         name = "optimizer.pt"
         checkpoint.optimizer(mapped=True)
         for name in ("config.yaml", "vocabulary.json"):

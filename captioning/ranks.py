@@ -113,7 +113,7 @@ def join(
 ) -> tuple[Accelerator, Ranks]:
     """Join the processes that `accelerate launch` (or torchrun, or srun) started; alone, be rank 0 of 1.
 
-    An exchange that a rank does not come to fails half as long again after ``hang_seconds``, at least a minute; without
+    An exchange that a rank does not come to fails half as long again after ``hang_seconds``, at least half a minute; without
     them, after PyTorch's own limits.
 
     Raises:
@@ -122,7 +122,7 @@ def join(
     # Without a GPU, Accelerate 1.15 joins CPU processes only when told to: otherwise each believes it is alone,
     # and W copies of the model drift apart without a word.
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
-    limit = timedelta(seconds=hang_seconds + max(60, hang_seconds // 2)) if hang_seconds else None
+    limit = timedelta(seconds=hang_seconds + max(30, hang_seconds // 2)) if hang_seconds else None
     handlers = [ddp, *([InitProcessGroupKwargs(timeout=limit)] if limit else [])]
     accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available(), kwargs_handlers=handlers)
     started = int(os.environ.get("WORLD_SIZE", "1"))
