@@ -303,6 +303,8 @@ def _impossible(config: Config) -> list[str]:
     mistakes += [f"{key}: must be given" for key in ("run", "data.train") if not values[key]]
     mistakes += [f"{k}: {values[k]} is not in [0, 1)" for k in below_one if not 0 <= (values[k] or 0) < 1]
     mistakes += _unfitting_decoder(config)
+    if config.evaluate.patience is not None and config.data.val is None:
+        mistakes.append("evaluate.patience: needs data.val, a validation split to watch")
     if config.checkpoint.keep < 2:
         mistakes.append(
             "checkpoint.keep: at least 2, so that a damaged newest checkpoint costs one interval, not the run"

@@ -28,7 +28,8 @@ from tests.test_launch import refused
 from tests.test_training import killed_at
 
 SCALARS = {
-    "train/loss", "train/perplexity", "train/gradient_norm", "train/holes", "train/skipped_steps", "train/top5_accuracy",
+    "train/loss", "train/perplexity", "train/gradient_norm", "train/holes", "train/skipped_steps",
+    "train/top5_accuracy",
     "rate/encoder", "rate/decoder",
     "speed/images_per_s", "speed/captions_per_s", "speed/data_wait_share", "speed/step_ms", "speed/peak_memory_gb",
     "val/loss", "val/perplexity", "val/CIDEr-D", "val/BLEU-4", "val/ROUGE-L",

@@ -4,33 +4,28 @@ The global step is the unit of everything: its samples are fixed by the order al
 tokens of all ranks, and between two steps the ranks agree whether to stop.
 """
 
-import json
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from threading import Event
 
 from accelerate import Accelerator
 
 from captioning import run_folder
 from captioning.config import Config, save_text
 from captioning.data.batches import CaptionBatch, train_steps
-from captioning.progress import bar
 from captioning.ranks import Ranks, join, lost_peer
-from captioning.scoring.evaluate import caption_split, score_captions
-from captioning.scoring.loss import SplitLoss
+from captioning.training.holes import tell_holes
 from captioning.training.ledger import Ledger, cut_ledgers
-from captioning.training.monitor import Clock, Monitor, perplexity, start_up_table
-from captioning.training.preemption import StoppedError, StopSignals
+from captioning.training.monitor import Clock, Monitor, start_up_table
+from captioning.training.preemption import StoppedError, StopSignals, stopped_by
 from captioning.training.saving import Saver
-from captioning.training.setup import Experiment, holds_folder, prepare, take_folder
+from captioning.training.selection import why_stop_early
+from captioning.training.setup import Experiment, holds_folder, prepared_by_main, take_folder
 from captioning.training.step import Stepper, Update
+from captioning.training.validation import Validation
 from captioning.training.watchdog import Watchdog
 from shards.errors import InputError, listed
-from shards.index import write_atomically
-
-SELECTION_METRIC = "CIDEr-D"  # what makes a checkpoint the best
 
 
 def train(config: Config, stop: StopSignals) -> str:
@@ -45,7 +40,7 @@ def train(config: Config, stop: StopSignals) -> str:
     accelerator, ranks = join(config.precision, config.train.world_size, config.train.hang_seconds)
     prepared = False
     try:
-        found = _prepared(config, ranks, stop)
+        found = prepared_by_main(config, ranks, stop)
         prepared = True
         trainer = Trainer(config, found, accelerator, ranks, stop)
         try:
@@ -82,36 +77,6 @@ def _note_failure(run: Path, error: BaseException, ranks: Ranks) -> None:
         print(f"warning: {run / 'status'} could not be written: {unwritten}", file=sys.stderr)
 
 
-def _prepared(config: Config, ranks: Ranks, stop: StopSignals) -> Experiment:
-    """Rank 0 prepares the run; what it found, or what it objects to, reaches every rank.
-
-    Raises:
-        StoppedError: when a rank is told to stop meanwhile.
-    """
-    with bar("reading captions", shown=ranks.is_main) as on_progress:
-
-        def work(unwanted: Event) -> Experiment:
-            def watched(done: int, total: int) -> None:
-                if unwanted.is_set():
-                    raise StoppedError
-                on_progress(done, total)
-
-            try:
-                return prepare(config, ranks.world_size, watched)
-            except OSError as error:
-                raise InputError(f"run={config.run} cannot be prepared: {error}") from error
-
-        found = ranks.main_works(work, lambda: stop.received is not None)
-        if found is None:
-            raise _stopped(ranks, stop)
-    return found
-
-
-def _stopped(ranks: Ranks, stop: StopSignals) -> StoppedError:
-    """By what, once the ranks agree that one of them was told to stop."""
-    return StoppedError(next(why for why in ranks.gathered(stop.received) if why))
-
-
 class Trainer:
     """The state of a run in this process. Attributes hold what lives across steps; ``fit`` is the whole story."""
 
@@ -138,6 +103,7 @@ class Trainer:
         self.saved = self.state if found.checkpoint else None  # the last state on disk
         self.being_saved = self.saved
         self.watchdog = Watchdog(self.run, ranks, config.train.hang_seconds, self.batches.shards_of)
+        self.validation = Validation(config, found, self.stepper, accelerator, ranks, stop, self.watchdog, self.monitor)
         self.clock = Clock()
 
     def fit(self) -> str:
@@ -160,10 +126,14 @@ class Trainer:
         while True:
             # Before the first step too: a run stopped while it validated does that first when it is continued.
             if self._is_time(evaluate_every) and self.state.evaluated_step < self.state.step:
-                self._validate()
+                self.state = self.validation(self.state)
+                self.clock.reset()
             if self._is_time(self.config.checkpoint.every_steps) or self.state.best_step == self.state.step:
                 self._save()
             if self.state.step == self.total_steps:
+                return
+            if why := why_stop_early(self.state, self.config.evaluate):
+                self.why = f", {why}"
                 return
             self._at("reading its samples")
             asked = time.perf_counter()
@@ -173,8 +143,12 @@ class Trainer:
             mine = [sum(b.targets for b in micro_batches), sum(len(b.holes) for b in micro_batches)]
             targets, holes, stopping = self.ranks.sums([*mine, self.stop.received is not None])
             if stopping:
-                raise _stopped(self.ranks, self.stop)
-            self._count_holes(micro_batches, int(holes))
+                raise stopped_by(self.ranks.gathered(self.stop.received))
+            first = self.found.step_range(self.state.step, self.config)[1] == 0
+            so_far = int(holes) + (0 if first else self.state.epoch_holes)
+            self.state = replace(self.state, epoch_holes=so_far)
+            if holes:
+                tell_holes(micro_batches, so_far, len(self.found.train), self.config, self.ranks, self.monitor)
             self._at("computing the update")
             logging = self._is_time(self.config.monitor.log_every_steps, self.state.step + 1)
             update = self.stepper.step(self.state.step, micro_batches, targets, with_top5=logging)
@@ -206,77 +180,14 @@ class Trainer:
                 self.monitor.say(f"no finite loss:\n{listed(update.culprits)}")
 
     def _scalars(self, update: Update, targets: float) -> dict[str, float]:
-        sums = self.ranks.sums([float(part) for part in (update.objective, update.loss, update.in_top5)])
-        # Each rank's loss carries the factor W that DDP's averaging of gradients takes out again.
-        objective, loss = (part / self.ranks.world_size for part in sums[:2])
         scalars = {
-            "train/loss": loss,
-            "train/perplexity": perplexity(loss),
-            "train/objective": objective,
-            "train/top5_accuracy": sums[2] / max(1.0, targets),
+            **update.scalars(self.ranks, targets),
             "train/skipped_steps": float(self.state.skipped_steps),
-            "train/gradient_norm": update.gradient_norm,
             "train/holes": float(self.state.epoch_holes),
-            **{f"rate/{name}": rate for name, rate in update.rates.items()},
             **self.clock.reading(self.ranks.world_size),
         }
         self.clock.reset()
         return scalars
-
-    def _count_holes(self, micro_batches: list[CaptionBatch], holes: int) -> None:
-        """Tell of this step's holes; above the epoch's budget, stop with their list."""
-        _, start, _ = self.found.step_range(self.state.step, self.config)
-        so_far = holes + (self.state.epoch_holes if start else 0)
-        self.state = replace(self.state, epoch_holes=so_far)
-        if not holes:
-            return
-        parts = self.ranks.gathered([str(hole) for batch in micro_batches for hole in batch.holes])
-        listing = listed(hole for part in parts for hole in part)
-        self.monitor.say(f"unreadable, left out of step {self.state.step + 1}:\n{listing}")
-        if so_far > self.config.data.hole_budget * len(self.found.train):
-            raise InputError(
-                f"{so_far} of {len(self.found.train)} samples unreadable in epoch {micro_batches[0].epoch}: more than "
-                f"data.hole_budget={self.config.data.hole_budget} allows. The last:\n{listing}\n"
-                "Check the shards with `python -m launch.pack verify`, pack again, or raise data.hole_budget."
-            )
-
-    def _stop_if_told(self) -> None:
-        self._at("waiting for the other ranks, validating")
-        if self.ranks.sums([self.stop.received is not None])[0]:
-            raise _stopped(self.ranks, self.stop)
-        self._at("captioning the validation split")
-
-    def _validate(self) -> None:
-        """Caption the validation split with every rank and score it on rank 0; told to stop, give up at once."""
-        val, captioner = self.found.val, self.stepper.captioner
-        if val is None or self.found.val_captions is None:
-            return
-        self.stepper.share_buffers()
-        loss = SplitLoss(captioner, self.found.val_captions)
-        with self.stepper.averaged(), self.accelerator.autocast():
-            captions = caption_split(
-                captioner, self.found.vocabulary, val, self.config, self.ranks, self.accelerator.device,
-                self.found.workers, between_batches=self._stop_if_told, also=loss.add,
-            )  # fmt: skip
-        scores = self.ranks.main_works(lambda _: score_captions(captions, val), self._told_while_scoring)
-        if scores is None:
-            raise _stopped(self.ranks, self.stop)
-        mean = loss.mean(self.ranks)
-        scores = {"loss": mean, "perplexity": perplexity(mean), **scores}
-        if self.ranks.is_main:
-            results = captions.results(val)
-            name = f"captions-val-step-{self.state.step}.json"
-            write_atomically(self.run / name, json.dumps(results, ensure_ascii=False).encode())
-            epoch = self.state.samples_seen / len(self.found.train)
-            self.monitor.scores(self.state.step, epoch, scores, captions.of_sample)
-        self.state = replace(self.state, evaluated_step=self.state.step)
-        if self.state.best_score is None or scores[SELECTION_METRIC] > self.state.best_score:
-            self.state = replace(self.state, best_score=scores[SELECTION_METRIC], best_step=self.state.step)
-        self.clock.reset()
-
-    def _told_while_scoring(self) -> bool:
-        self._at("waiting for rank 0 to score the captions")
-        return self.stop.received is not None
 
     def _save(self, last: bool = False) -> None:
         """Have the state saved, unless it is; the ``last`` time wait until it is on disk.

@@ -1,5 +1,7 @@
 """The training objective."""
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -35,3 +37,8 @@ def count_in_top5(logits: Tensor, targets: Tensor) -> Tensor:
     """How many of the targets [M] are among the five likeliest words of their row of logits [M, V]."""
     own = logits.gather(1, targets.unsqueeze(1))
     return ((logits > own).sum(dim=1) < 5).sum()
+
+
+def perplexity(loss: float) -> float:
+    """Of a mean cross-entropy in nats; past what a float holds, the largest."""
+    return math.exp(min(loss, 700.0))

@@ -1,7 +1,6 @@
 """What a run shows of itself: TensorBoard events, a progress bar in a terminal, plain lines elsewhere. Rank 0 only."""
 
 import json
-import math
 import resource
 import secrets
 import time
@@ -221,7 +220,3 @@ def start_up_table(
         f"of which {found.state.step:,} are done",
     }
     return rows | ({"changed": "\n".join(found.changed)} if found.changed else {})
-
-
-def perplexity(loss: float) -> float:
-    return math.exp(min(loss, 700.0))

@@ -10,6 +10,11 @@ class StoppedError(Exception):
     """A rank was told to stop, and all have agreed to; says by what."""
 
 
+def stopped_by(received: list[str | None]) -> StoppedError:
+    """The error to raise once the ranks agree that one of them was told to stop; ``received`` by every rank."""
+    return StoppedError(next(why for why in received if why))
+
+
 class StopSignals:
     """From its making on, SIGTERM, SIGINT, SIGUSR1 and SIGHUP no longer kill this process: they are noted.
 

@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Event
 from typing import TextIO
 
 import torch
@@ -22,8 +23,9 @@ from captioning.data.transforms import preprocessing_of
 from captioning.data.vocabulary import Vocabulary
 from captioning.model.captioner import Captioner
 from captioning.model.encoder import Encoder, load_pretrained
-from captioning.progress import Progress
+from captioning.progress import Progress, bar
 from captioning.ranks import Ranks
+from captioning.training.preemption import StoppedError, StopSignals, stopped_by
 from shards.errors import InputError, listed
 from shards.hashing import key_of
 from shards.index import Index, write_atomically
@@ -96,6 +98,31 @@ def take_folder(run: Path) -> None:
 def _is_empty(run: Path) -> bool:
     """But for what a start leaves that was stopped at once."""
     return all(path.name.removesuffix(".tmp") in ("lock", "status", "config.yaml") for path in run.iterdir())
+
+
+def prepared_by_main(config: Config, ranks: Ranks, stop: StopSignals) -> Experiment:
+    """Rank 0 prepares the run; what it found, or what it objects to, reaches every rank.
+
+    Raises:
+        StoppedError: when a rank is told to stop meanwhile.
+    """
+    with bar("reading captions", shown=ranks.is_main) as on_progress:
+
+        def work(unwanted: Event) -> Experiment:
+            def watched(done: int, total: int) -> None:
+                if unwanted.is_set():
+                    raise StoppedError
+                on_progress(done, total)
+
+            try:
+                return prepare(config, ranks.world_size, watched)
+            except OSError as error:
+                raise InputError(f"run={config.run} cannot be prepared: {error}") from error
+
+        found = ranks.main_works(work, lambda: stop.received is not None)
+        if found is None:
+            raise stopped_by(ranks.gathered(stop.received))
+    return found
 
 
 def prepare(config: Config, world_size: int, on_progress: Progress) -> Experiment:

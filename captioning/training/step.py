@@ -17,7 +17,7 @@ from captioning.model.decoder import is_target
 from captioning.model.encoder import eval_batch_norm
 from captioning.ranks import Ranks
 from captioning.training.average import WeightAverage
-from captioning.training.losses import count_in_top5, token_loss
+from captioning.training.losses import count_in_top5, perplexity, token_loss
 from captioning.training.optim import adamw, rate_factor, set_rates
 from shards.errors import InputError, listed
 from shards.hashing import key_of
@@ -41,6 +41,20 @@ class Update:
     rates: dict[str, float]
     skipped: bool
     culprits: tuple[str, ...]
+
+    def scalars(self, ranks: Ranks, targets: float) -> dict[str, float]:
+        """The step in numbers, of all ranks together: called on each of them."""
+        objective, loss, in_top5 = ranks.sums([float(part) for part in (self.objective, self.loss, self.in_top5)])
+        # Each rank's loss carries the factor W that DDP's averaging of gradients takes out again.
+        loss /= ranks.world_size
+        return {
+            "train/loss": loss,
+            "train/perplexity": perplexity(loss),
+            "train/objective": objective / ranks.world_size,
+            "train/top5_accuracy": in_top5 / max(1.0, targets),
+            "train/gradient_norm": self.gradient_norm,
+            **{f"rate/{name}": rate for name, rate in self.rates.items()},
+        }
 
 
 class Stepper:
