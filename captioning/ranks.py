@@ -113,8 +113,8 @@ def join(
 ) -> tuple[Accelerator, Ranks]:
     """Join the processes that `accelerate launch` (or torchrun, or srun) started; alone, be rank 0 of 1.
 
-    An exchange that a rank does not come to fails half as long again after ``hang_seconds``, at least half a minute; without
-    them, after PyTorch's own limits.
+    An exchange that a rank does not come to fails half as long again after ``hang_seconds``, at least half a minute;
+    without them, after PyTorch's own limits.
 
     Raises:
         InputError: when ``expected`` processes did not start, or Accelerate does not see those that did.
