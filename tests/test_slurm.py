@@ -3,12 +3,13 @@
 import json
 import re
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from captioning import checkpoint
-from tests.conftest import settings
+from tests.conftest import module, run_command, settings
 from tests.slurm_cluster import Cluster, missing
 from tests.test_training import assert_each_image_of_each_epoch_once, status
 
@@ -28,6 +29,14 @@ def cluster():
 def after_checkpoint(cluster: Cluster, run: Path, step: int) -> None:
     """Wait until a run has a checkpoint of at least this step."""
     cluster.until(f"a checkpoint of step {step}", lambda: max(checkpoint.steps(run), default=0) >= step, seconds=120)
+
+
+def ended(cluster: Cluster, job: str, output: Path) -> str:
+    """The state a job ends in; in a report of a failure, with what it said."""
+    states = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+    cluster.wait(job, *states, seconds=500)
+    print(output.read_text() if output.exists() else "no output")
+    return cluster.job(job, "JobState")
 
 
 def resumed_at(output: Path) -> list[int]:
@@ -51,13 +60,13 @@ def trained(cluster, scene_shards, tmp_path_factory, empty_config):
     after_checkpoint(cluster, run, stopped_at + 4)
     cluster.kill_node("n2", with_daemon=False)
     cluster.wait(job, "PENDING")
-    cluster.wait(job, "COMPLETED", "FAILED", "CANCELLED")
+    assert ended(cluster, job, output) == "COMPLETED"
     return run, job, output, stopped_at
 
 
 def test_a_job_told_to_stop_or_robbed_of_a_node_s_processes_goes_on_by_itself(cluster, trained, scene_shards):
     run, job, output, stopped_at = trained
-    assert cluster.job(job, "JobState") == "COMPLETED" and cluster.job(job, "Restarts") == "2"
+    assert cluster.job(job, "Restarts") == "2"
     starts = resumed_at(output)
     assert starts[:2] == [0, stopped_at], "no step is lost to a stop signal"
     assert stopped_at + 4 <= starts[2] < 24 and starts[2] % 4 == 0, "and less than checkpoint.every_steps to SIGKILL"
@@ -68,18 +77,26 @@ def test_a_job_told_to_stop_or_robbed_of_a_node_s_processes_goes_on_by_itself(cl
 def test_evaluating_on_two_nodes(cluster, trained, tmp_path):
     scores = tmp_path / "scores.json"
     job, output = cluster.submit("--nodes=2", "slurm/evaluate.sbatch", trained[0], "--json", scores)
-    cluster.wait(job, "COMPLETED", "FAILED")
-    assert cluster.job(job, "JobState") == "COMPLETED", output.read_text()
+    assert ended(cluster, job, output) == "COMPLETED"
     assert json.loads(scores.read_text())["images"] == 10
+
+
+def test_packing_by_an_array_makes_what_one_machine_makes(cluster, tmp_path):
+    scenes = ["scenes", "--count", "60", "--seed", "3", "--shard-mb", "1"]
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    assert run_command(module("launch.pack", *scenes, "--out", alone)).returncode == 0
+    job, _ = cluster.submit("--array=1-3", "slurm/pack.sbatch", *scenes, "--out", together)
+    cluster.until("the array is done", lambda: not cluster.told("squeue", "-h", "-j", job), seconds=120)
+    made = {path.name: path.read_bytes() for path in together.iterdir()}
+    assert made == {path.name: path.read_bytes() for path in alone.iterdir()}
 
 
 def test_bad_input_fails_once_and_is_not_requeued(cluster, tmp_path, empty_config, scene_shards):
     overrides = settings(scene_shards, tmp_path / "run", train__epochs=1, encoder__weights="nowhere.pth")
     job, output = cluster.submit("--nodes=1", TRAIN, empty_config, *overrides)
     mistyped, told = cluster.submit("--nodes=1", TRAIN, empty_config, "encoder.nmae=x")
-    for each in (job, mistyped):
-        cluster.wait(each, "COMPLETED", "FAILED")
-        assert (cluster.job(each, "JobState"), cluster.job(each, "Restarts")) == ("FAILED", "0")
+    for each, said in ((job, output), (mistyped, told)):
+        assert (ended(cluster, each, said), cluster.job(each, "Restarts")) == ("FAILED", "0")
     assert "neither a file nor weights" in output.read_text()
     assert "did you mean encoder.name?" in told.read_text() and "srun" not in told.read_text()
 
@@ -92,7 +109,7 @@ def test_a_node_that_goes_down(cluster, scene_shards, tmp_path, empty_config):
     cluster.kill_node("n2", with_daemon=True)
     cluster.wait(job, "PENDING")
     cluster.start_node("n2")
-    cluster.wait(job, "COMPLETED", "FAILED", "CANCELLED")
+    assert ended(cluster, job, output) == "COMPLETED"
     assert resumed_at(output)[1:] and all(start >= 8 for start in resumed_at(output)[1:])
     assert status(run) == ["finished", "step 24 of 24"]
     assert_each_image_of_each_epoch_once(run, scene_shards, epochs=4)
@@ -111,20 +128,19 @@ def test_a_cancelled_job_saves_and_stays_cancelled(cluster, scene_shards, tmp_pa
     assert status(run)[0] == "preempted"
     stopped_at = int(status(run)[1].split(" ")[1])
     job, output = cluster.submit("--nodes=2", TRAIN, empty_config, *overrides)
-    cluster.wait(job, "COMPLETED", "FAILED")
+    assert ended(cluster, job, output) == "COMPLETED"
     assert resumed_at(output) == [stopped_at]
     assert_each_image_of_each_epoch_once(run, scene_shards, epochs=4)
 
 
 @pytest.mark.sweep
-def test_time_limits(cluster, scene_shards, tmp_path, empty_config):
-    """Slurm's own signal before the time is up, as often as it takes to finish."""
+@pytest.mark.parametrize("signal", ["B:USR1@30", "B:CONT@1"])
+def test_time_limits(cluster, scene_shards, tmp_path, empty_config, signal):
+    """Slurm's own signal before the time is up, or only its SIGTERM when it is: each as often as it takes to finish."""
     run = tmp_path / "run"
-    overrides = settings(scene_shards, run, train__epochs=12, checkpoint__every_steps=1000)
-    overrides.append("train.global_batch_size=4")
-    limits = ["--time=1", "--signal=B:USR1@30"]  # after half a minute, or up to a minute earlier: Slurm's own words
-    job, _ = cluster.submit("--nodes=2", *limits, TRAIN, empty_config, *overrides)
-    cluster.wait(job, "COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", seconds=500)
-    assert cluster.job(job, "JobState") == "COMPLETED" and int(cluster.job(job, "Restarts")) >= 1
-    assert status(run) == ["finished", "step 132 of 132"]
-    assert_each_image_of_each_epoch_once(run, scene_shards, epochs=12)
+    overrides = settings(scene_shards, run, train__epochs=20, checkpoint__every_steps=1000)
+    job, output = cluster.submit("--nodes=2", "--time=1", f"--signal={signal}", TRAIN, empty_config, *overrides)
+    assert ended(cluster, job, output) == "COMPLETED" and int(cluster.job(job, "Restarts")) >= 1
+    assert resumed_at(output)[0] == 0 and all(a < b for a, b in pairwise(resumed_at(output)))
+    assert status(run) == ["finished", "step 120 of 120"]
+    assert_each_image_of_each_epoch_once(run, scene_shards, epochs=20)
