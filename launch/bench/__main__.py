@@ -8,7 +8,10 @@ from launch.bench import table
 from launch.command import output_file, run
 
 # Each is a module here with ``arguments(parser)`` and ``measure(arguments) -> list[Table]``.
-MODES: dict[str, str] = {}
+MODES = {
+    "step": "the training step on batches of noise, against the encoder alone",
+    "train": "training from shards, against the step alone and the field's usual script",
+}
 
 
 def main() -> None:

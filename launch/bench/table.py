@@ -60,6 +60,7 @@ def command() -> str:
 def show(tables: list[Table], found: dict[str, Any]) -> None:
     """Print machine, command and tables."""
     console = Console()
+    console.width = max(console.width, 130)  # of a file or a narrow window too: columns cut short tell nothing
     console.print(command(), markup=False, highlight=False)
     console.print(", ".join(f"{name} {_text(value)}" for name, value in found.items()), markup=False, highlight=False)
     for table in tables:

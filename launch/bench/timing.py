@@ -32,14 +32,21 @@ class Speed:
         return statistics.median(a / b for a, b in zip(self.rounds, other.rounds, strict=True))
 
 
-def side_by_side(contenders: Mapping[str, Work], rounds: int, warm_up: int = 1) -> dict[str, Speed]:
-    """Time every contender once a round, in another order each round, after ``warm_up`` rounds not counted."""
+def side_by_side(
+    contenders: Mapping[str, Work], rounds: int, warm_up: int = 1, before: Mapping[str, Work] | None = None
+) -> dict[str, Speed]:
+    """Time every contender once a round, in another order each round, after ``warm_up`` rounds not counted.
+
+    What ``before`` has for a contender is done, untimed, before each of its turns.
+    """
     names = list(contenders)
     rates: dict[str, list[float]] = {name: [] for name in names}
     with bar("measuring") as on_progress:
         for round_number in range(warm_up + rounds):
             turn = round_number % len(names)
             for name in names[turn:] + names[:turn]:
+                if before:
+                    before[name]()
                 rate = _timed(contenders[name])
                 if round_number >= warm_up:
                     rates[name].append(rate)

@@ -14,7 +14,7 @@ FIRST_FINE_TUNED = 5  # of a ResNet's children: conv1, bn1, relu, maxpool, layer
 
 
 class UsualLstm(nn.Module):
-    """A frozen ResNet, Linear and BatchNorm, and an LSTM over packed sequences, as in the tutorials of Show and Tell."""
+    """A frozen ResNet, Linear and BatchNorm, and an LSTM over packed sequences: Show and Tell's tutorials."""
 
     def __init__(self, encoder: str, vocabulary_size: int, embedding_size: int = 256, hidden_size: int = 512):
         super().__init__()
@@ -133,4 +133,4 @@ def usual_step(model: Usual, images: Tensor, captions: Tensor, lengths: list[int
         torch.nn.utils.clip_grad_value_([p for p in model.parameters() if p.grad is not None], 5.0)
         model.encoder_optimizer.step()
     model.optimizer.step()
-    return float(loss)
+    return loss.item()

@@ -1,0 +1,109 @@
+"""The training step on batches of noise that are already on the device, and how far it is from the encoder alone.
+
+Each case runs in a process of its own. The encoder alone, forwards and (where it is trained) backwards, is the limit:
+what the captioning part adds to it is what this project can do something about.
+"""
+
+import argparse
+import multiprocessing
+import time
+from collections.abc import Callable
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from launch.bench.cases import Case, add_case_arguments, cases, noise_batch, stepper_of
+from launch.bench.table import Cell, Table
+from launch.bench.timing import side_by_side
+
+CAPTIONS = 5  # of each image
+ON_GPU = [
+    "resnet152:none:lstm:bf16",
+    "resnet152:none:lstm:no",
+    "resnet101:layer2:attention:bf16",
+    "resnet101:layer2:attention:no",
+    "resnet101:layer2:transformer:bf16",
+]
+ON_CPU = ["resnet50:none:lstm:no", "resnet50:none:lstm:bf16", "resnet18:layer2:attention:no"]
+COLUMNS = [
+    "case", "images/s", "captions/s", "encoder alone, images/s", "captioning part", "TFLOP/s", "of matrix rate",
+    "peak memory, GB",
+]  # fmt: skip
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add_case_arguments(parser, ON_GPU, ON_CPU)
+
+
+def measure(arguments: argparse.Namespace) -> list[Table]:
+    table = Table(f"Training step, {arguments.batch_size} images of {arguments.image_size} px", COLUMNS)
+    for case in cases(arguments):
+        with multiprocessing.get_context("spawn").Pool(1) as alone:
+            table.rows.append(alone.apply(_row, (case, arguments.rounds)))
+    table.notes = [
+        "captioning part: share of the step that is not the encoder (decoder, loss, clipping, optimizer)",
+        "TFLOP/s: multiplications and additions of convolutions and matrix products, counted by torch, over the "
+        "step's time; fused LSTM kernels are not counted",
+        "matrix rate: the fastest product of square matrices this device did in the case's precision, measured here",
+    ]
+    return [table]
+
+
+def _row(case: Case, rounds: int) -> list[Cell]:
+    stepper, batch = stepper_of(case), noise_batch(case)
+    batch = batch.to(stepper.accelerator.device)
+    targets = float(batch.targets)
+    counter = iter(range(1_000_000))
+
+    def whole() -> int:
+        stepper.step(next(counter), [batch], targets)
+        return case.batch_size
+
+    def encoder() -> int:
+        with stepper.accelerator.autocast():
+            features = stepper.captioner.encoder(batch.images)
+        if features.requires_grad:
+            features.float().sum().backward()
+            stepper.optimizer.zero_grad()
+        return case.batch_size
+
+    flops = _flops(whole)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    repeats = 10 if torch.cuda.is_available() else 1
+    speeds = side_by_side({"whole": _often(whole, repeats), "encoder": _often(encoder, repeats)}, rounds, warm_up=2)
+    speed, limit = speeds["whole"], speeds["encoder"]
+    memory = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None
+    achieved = flops * speed.median / case.batch_size
+    share = 1 - speed.over(limit)
+    rate = matrix_rate(case.precision)
+    return [
+        str(case), speed.median, speed.median * CAPTIONS, limit.median, f"{share:.1%}", achieved / 1e12,
+        f"{achieved / rate:.0%}", memory,
+    ]  # fmt: skip
+
+
+def _often(work: Callable[[], int], times: int) -> Callable[[], int]:
+    return lambda: sum(work() for _ in range(times))
+
+
+def _flops(work: Callable[[], int]) -> float:
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def matrix_rate(precision: str, seconds: float = 1.0) -> float:
+    """FLOP/s of square matrix products in the precision autocast would use."""
+    cuda = torch.cuda.is_available()
+    dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    size = 8192 if cuda else 2048
+    a, b = (torch.randn(size, size, device="cuda" if cuda else "cpu").to(dtype) for _ in range(2))
+    best, end = 0.0, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        a @ b
+        if cuda:
+            torch.cuda.synchronize()
+        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best
