@@ -1,7 +1,11 @@
 """What is benchmarked: a captioner, its precision and its batch; and batches made of noise, ready on the device."""
 
 import argparse
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -12,6 +16,7 @@ from captioning.ranks import join
 from captioning.training.step import Stepper
 from shards.errors import InputError
 
+Result = TypeVar("Result")
 WORDS = 10_000  # in the vocabulary, about COCO's
 
 
@@ -100,3 +105,9 @@ def stepper_of(case: Case, vocabulary_size: int = WORDS) -> Stepper:
     torch.manual_seed(0)
     accelerator, ranks = join(case.precision)
     return Stepper(Captioner(case.config, vocabulary_size), case.config, accelerator, ranks, 1_000_000)
+
+
+def alone(work: Callable[..., Result], *arguments: object) -> Result:
+    """What ``work`` returns in a process of its own: Accelerate has one precision a process, the device one peak."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(work, *arguments).result()

@@ -5,14 +5,13 @@ what the captioning part adds to it is what this project can do something about.
 """
 
 import argparse
-import multiprocessing
 import time
 from collections.abc import Callable
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from launch.bench.cases import Case, add_case_arguments, cases, noise_batch, stepper_of
+from launch.bench.cases import Case, add_case_arguments, alone, cases, noise_batch, stepper_of
 from launch.bench.table import Cell, Table
 from launch.bench.timing import side_by_side
 
@@ -38,8 +37,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def measure(arguments: argparse.Namespace) -> list[Table]:
     table = Table(f"Training step, {arguments.batch_size} images of {arguments.image_size} px", COLUMNS)
     for case in cases(arguments):
-        with multiprocessing.get_context("spawn").Pool(1) as alone:
-            table.rows.append(alone.apply(_row, (case, arguments.rounds)))
+        table.rows.append(alone(_row, case, arguments.rounds))
     table.notes = [
         "captioning part: share of the step that is not the encoder (decoder, loss, clipping, optimizer)",
         "TFLOP/s: multiplications and additions of convolutions and matrix products, counted by torch, over the "

@@ -10,7 +10,6 @@ import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from torch.utils.data import DataLoader
 from captioning.data.batches import CaptionBatch, train_steps
 from captioning.training.setup import Experiment, prepare
 from captioning.training.step import Stepper
-from launch.bench.cases import Case, add_case_arguments, cases, stepper_of
+from launch.bench.cases import Case, add_case_arguments, alone, cases, stepper_of
 from launch.bench.table import Table
 from launch.bench.timing import side_by_side
 from launch.bench.usual import UsualCaptions, usual_collate
@@ -50,8 +49,7 @@ def measure(arguments: argparse.Namespace) -> list[Table]:
         images = _extract(index, Path(folder) / "images")
         tables = []
         for number, case in enumerate(cases(arguments)):
-            with _contenders(case, index, images, Path(folder) / f"run-{number}", arguments) as turns:
-                tables.append(_table(case, turns, arguments))
+            tables.append(alone(_table, case, index, images, Path(folder) / f"run-{number}", arguments))
     return tables
 
 
@@ -67,7 +65,8 @@ class Turn:
     timed: float = 0.0
 
 
-def _table(case: Case, turns: dict[str, Turn], arguments: argparse.Namespace) -> Table:
+def _table(case: Case, index: Index, images: list[tuple[Path, str]], run: Path, arguments: argparse.Namespace) -> Table:
+    turns = _contenders(case, index, images, run, arguments.workers)
     works = {name: _timed_steps(turn, arguments.steps) for name, turn in turns.items()}
     # Before its time is taken each contender uses up what its workers read ahead while the others had their turn.
     settle = {name: _steps(turn, PREFETCHED * arguments.workers + 1) for name, turn in turns.items()}
@@ -101,16 +100,13 @@ def _timed_steps(turn: Turn, count: int) -> Callable[[], int]:
     return work
 
 
-@contextmanager
-def _contenders(
-    case: Case, index: Index, images: list[tuple[Path, str]], run: Path, arguments: argparse.Namespace
-) -> Iterator[dict[str, Turn]]:
+def _contenders(case: Case, index: Index, images: list[tuple[Path, str]], run: Path, workers: int) -> dict[str, Turn]:
     data = replace(case.config.data, train=str(index.path), vocabulary_threshold=1)
     config = replace(case.config, run=str(run), data=data)
     found = prepare(config, 1, lambda done, total: None)
     stepper = stepper_of(case, len(found.vocabulary))
     batches = found.train_batches(config, stepper.ranks)
-    streamed = train_steps(batches, 0, 1_000_000, arguments.workers, pin=torch.cuda.is_available())
+    streamed = train_steps(batches, 0, 1_000_000, workers, pin=torch.cuda.is_available())
     device = stepper.accelerator.device
     ready = [[b.to(device) for b in next(streamed)] for _ in range(4)]
     per_image = sum(len(b.lengths) for step in ready for b in step) / sum(len(b.images) for step in ready for b in step)
@@ -119,8 +115,8 @@ def _contenders(
     synthetic = Turn(lambda: 0, per_image)
     repeated = itertools.cycle(ready)
     synthetic.step = lambda: _our_step(stepper, repeated, synthetic)
-    usual = _usual(case, found, images, device, arguments.workers)
-    yield {"from shards": ours, "synthetic": synthetic, "usual script": Turn(usual, 1.0)}
+    usual = _usual(case, found, images, device, workers)
+    return {"from shards": ours, "synthetic": synthetic, "usual script": Turn(usual, 1.0)}
 
 
 def _our_step(stepper: Stepper, steps: Iterator[list[CaptionBatch]], turn: Turn) -> int:
