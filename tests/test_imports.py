@@ -12,6 +12,7 @@ FLOORS = {
     "captioning.report": 5,
     "captioning.diagnosis": 5,
     "captioning.predict": 4,
+    "captioning.profile": 5,
     "captioning.tutorial": 4,
     "captioning.interchange": 3,
     "captioning.scoring": 4,

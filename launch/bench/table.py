@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from captioning.profile import processor
 from shards.index import write_atomically
 
 Cell = str | int | float | None
@@ -34,7 +35,7 @@ def machine() -> dict[str, Any]:
     versions = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "accelerate", "webdataset")}
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
         "devices": devices,
@@ -42,13 +43,6 @@ def machine() -> dict[str, Any]:
         **versions,
         "load_at_start": round(os.getloadavg()[0], 1),
     }
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def command() -> str:

@@ -1,0 +1,46 @@
+"""Tell of a run on one HTML page: scores, curves, images and where the model looked, classes, model card, cost.
+
+Writes RUN/report.html, which needs no network and nothing beside it, and RUN/loss.png and RUN/attention.png.
+"""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from captioning import profile
+from captioning.report import page
+from captioning.report.facts import read_run
+from launch.command import run
+
+
+def main() -> None:
+    arguments = _arguments()
+    with Console(stderr=True).status("reading the run") as status:
+        facts = read_run(arguments.run, arguments.checkpoint, arguments.examples, arguments.device)
+        status.update("measuring its cost")
+        costs = None if arguments.no_cost else profile.measure(facts.predictor)
+        status.update("writing the page")
+        written = page.write(facts, costs)
+    for note in facts.notes:
+        print(f"note: {note}")
+    for path in written:
+        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument("--checkpoint", default="best", metavar="best|latest|step-N", help="which checkpoint (best)")
+    parser.add_argument(
+        "--examples", type=int, default=6, metavar="N", help="best, typical, worst images shown (6 each)"
+    )
+    parser.add_argument("--device", metavar="cpu|cuda", help="where (on a GPU if there is one)")
+    parser.add_argument("--no-cost", action="store_true", help="do not measure FLOPs and latency of the backbones")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run(main)
