@@ -11,8 +11,9 @@ _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 400, 230, 46, 10, 8, 24
 _MOST_POINTS = 240
 
 
-def chart(title: str, series: Mapping[str, Points], about: str = "") -> str:
-    """A figure of lines over optimizer steps, at most four; logarithmic where values spread more than 30-fold.
+def chart(title: str, series: Mapping[str, Points], about: str = "", may_be_log: bool = False) -> str:
+    """A figure of lines over optimizer steps, at most four; logarithmic, if it may be, where values spread
+    more than 30-fold.
 
     Long series are averaged over neighbours. Empty where there is nothing to draw.
     """
@@ -23,7 +24,7 @@ def chart(title: str, series: Mapping[str, Points], about: str = "") -> str:
     if not drawn:
         return ""
     values = [y for points in drawn.values() for _, y in points]
-    logarithmic = min(values) > 0 and max(values) / min(values) > 30
+    logarithmic = may_be_log and min(values) > 0 and max(values) / min(values) > 30
     ticks = _log_ticks(min(values), max(values)) if logarithmic else _ticks(min(values), max(values), 4)
     low, high = (math.log(ticks[0]), math.log(ticks[-1])) if logarithmic else (ticks[0], ticks[-1])
     steps = [x for points in drawn.values() for x, _ in points]
@@ -58,7 +59,7 @@ def chart(title: str, series: Mapping[str, Points], about: str = "") -> str:
             ]
     says = "; ".join(f"{name} from {points[0][1]:.4g} to {points[-1][1]:.4g}" for name, points in drawn.items())
     keys = "".join(
-        f'<span class="key-line" style="background:var(--c{number})"></span>{escape(name)}'
+        f' <span class="key"><i style="background:var(--c{number})"></i>{escape(name)}</span>'
         for number, name in enumerate(drawn)
     )
     notes = " · ".join(note for note in (about, "logarithmic" if logarithmic else "") if note)

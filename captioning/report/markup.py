@@ -39,12 +39,13 @@ tr.own td { font-weight: 650; } td.key { overflow-wrap: anywhere; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 0.8rem; margin: 1.1rem 0; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 0.75rem 0.9rem; }
 .tile b { display: block; font-size: 1.5rem; line-height: 1.25; } .tile span { color: var(--soft); font-size: 0.86rem; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(330px, 100%), 1fr)); gap: 1.2rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(310px, 100%), 1fr)); gap: 1.6rem 2rem;
+  align-items: end; }
 figure { margin: 0; } figcaption { color: var(--soft); font-size: 0.88rem; margin-bottom: 0.2rem; }
 svg.chart { width: 100%; height: auto; display: block; } .chart text { fill: var(--soft); font-size: 11px; }
 .chart .grid { stroke: var(--line); stroke-width: 1; } .chart path { fill: none; stroke-width: 2; }
-.key-line { display: inline-block; width: 1.1em; height: 3px; border-radius: 2px; vertical-align: 0.25em;
-  margin: 0 0.35em 0 0.7em; }
+.key { white-space: nowrap; margin-left: 0.7em; }
+.key i { display: inline-block; width: 1.1em; height: 3px; border-radius: 2px; vertical-align: 0.25em; margin-right: 0.35em; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(300px, 100%), 1fr)); gap: 1.1rem; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; overflow: hidden;
   content-visibility: auto; contain-intrinsic-size: auto 360px; }

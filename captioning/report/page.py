@@ -107,7 +107,7 @@ def _charts(facts: Facts) -> str:
     rates = {tag.split("/", 1)[1]: points for tag, points in facts.curves.items() if tag.startswith("rate/")}
     charts = [
         chart("Loss", _curves(facts, "loss"), "nats a word"),
-        chart("Perplexity", _curves(facts, "perplexity")),
+        chart("Perplexity", _curves(facts, "perplexity"), may_be_log=True),
         chart("BLEU and ROUGE", scores("BLEU-1", "BLEU-4", "ROUGE-L"), "validation"),
         chart("CIDEr-D", scores("CIDEr-D", WRONG_IMAGES), "validation"),
         chart("Learning rate", rates),
