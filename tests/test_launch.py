@@ -16,6 +16,7 @@ COMMANDS = [
     "launch.convert",
     "launch.demo",
     "launch.export",
+    "launch.report",
     "launch.status",
     "launch.train",
 ]

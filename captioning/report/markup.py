@@ -45,7 +45,8 @@ figure { margin: 0; } figcaption { color: var(--soft); font-size: 0.88rem; margi
 svg.chart { width: 100%; height: auto; display: block; } .chart text { fill: var(--soft); font-size: 11px; }
 .chart .grid { stroke: var(--line); stroke-width: 1; } .chart path { fill: none; stroke-width: 2; }
 .key { white-space: nowrap; margin-left: 0.7em; }
-.key i { display: inline-block; width: 1.1em; height: 3px; border-radius: 2px; vertical-align: 0.25em; margin-right: 0.35em; }
+.key i { display: inline-block; width: 1.1em; height: 3px; border-radius: 2px; vertical-align: 0.25em;
+  margin-right: 0.35em; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(300px, 100%), 1fr)); gap: 1.1rem; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; overflow: hidden;
   content-visibility: auto; contain-intrinsic-size: auto 360px; }
