@@ -47,7 +47,7 @@ def main() -> None:
             evaluation = evaluate(captioned[0], arguments.java_seconds)
             document = {**about[0], **evaluation.document()}
     if arguments.json:
-        write_atomically(arguments.json, json.dumps(document, indent=1, ensure_ascii=False).encode())
+        write_atomically(arguments.json, json.dumps(document, indent=1).encode())
     if arguments.compare:
         show_differences((str(sources[0]), str(sources[1])), len(of_a.captioned), found)
         show_left_out(of_a)

@@ -14,10 +14,10 @@ import pytest
 from captioning.scoring import java
 from tests.test_metrics import WORDS, as_theirs
 
-CANDIDATES = [c.split() for c in ("a cat sits", "zebra", "", "two dogs running", "a cat", "caf\u00e9 at night")]
+CANDIDATES = [c.split() for c in ("a cat sits", "zebra", "", "two dogs running", "a cat", "caf\u00e9")]
 REFERENCES = [
     [reference.split() for reference in of_image]
-    for of_image in (["a cat sat", "the cat"], ["a dog"], ["a"], ["two dogs run"], ["a cat"], ["caf\u00e9 at night"])
+    for of_image in (["a cat sat", "the cat"], ["a dog"], ["a"], ["two dogs run"], ["a cat"], ["caf\u00f2"])
 ]
 
 
@@ -38,7 +38,7 @@ def test_meteor_has_the_values_of_pycocoevalcap(monkeypatch):
     ours = java.meteor([*candidates, CANDIDATES[5]], [*references, REFERENCES[5]], seconds=300)
     assert ours.total(ours.sums[:-1].sum(axis=0)) == pytest.approx(total, abs=1e-9)
     np.testing.assert_allclose(ours.each[:-1], each, rtol=0, atol=1e-9)
-    assert ours.each[-1] == pytest.approx(1), "accents reach Java whatever the locale"
+    assert ours.each[-1] == 0, "accents reach Java as they are, whatever the locale"
 
 
 def java_that(folder: Path, does: str, monkeypatch) -> None:
