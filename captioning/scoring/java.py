@@ -24,12 +24,7 @@ _SPICE_MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.ja
 _FETCH = 'python -c "from pycocoevalcap.spice.get_stanford_models import get_stanford_models as get; get()"'
 # SPICE's serializer looks into Java's own classes, which Java 16 and newer must be told to allow.
 _OPENED = ("lang", "lang.reflect", "util", "util.concurrent", "io", "math", "time", "nio", "net", "text")
-_JAVA = {
-    "JAVA_TOOL_OPTIONS": "-Dfile.encoding=UTF-8",
-    "JDK_JAVA_OPTIONS": " ".join(f"--add-opens=java.base/java.{package}=ALL-UNNAMED" for package in _OPENED),
-}
-
-
+_JAVA = {"JDK_JAVA_OPTIONS": " ".join(f"--add-opens=java.base/java.{package}=ALL-UNNAMED" for package in _OPENED)}
 _STATISTICS = 23  # numbers METEOR keeps of a caption
 
 
