@@ -1,5 +1,7 @@
 """Words, ids, and captions tokenized once."""
 
+import json
+import re
 from collections import Counter
 
 import numpy as np
@@ -12,6 +14,7 @@ from captioning.data.captions import EncodedCaptions
 from captioning.data.vocabulary import END, UNK, Vocabulary, tokenize
 from shards import index as shard_index
 from shards.errors import InputError
+from tests.conftest import DATA
 
 
 def test_the_threshold_decides_and_frequency_orders():
@@ -25,6 +28,22 @@ def test_captions_go_to_ids_and_back_as_a_person_would_write_them():
     ids = [*(vocabulary.ids[word] for word in tokenize(caption)), END]
     assert vocabulary.decode(ids) == caption
     assert vocabulary.decode([*ids, 4, 5]) == caption, "nothing after <end> is text"
+
+
+def test_real_captions_come_back_as_they_were_written():
+    """All of COCO val2017's: but for case, spaces before punctuation and lacking ones after it, and odd quotes."""
+    path = DATA / "coco-captions-val2017.json"
+    if not path.is_file():
+        pytest.skip(f"COCO's captions are not here ({path}): this test runs where the developers' data is")
+    captions = [entry["caption"].lower() for entry in json.loads(path.read_text())["annotations"]]
+    vocabulary = vocab.build(Counter(word for caption in captions for word in tokenize(caption)), threshold=1)
+    changed = 0
+    for caption in captions:
+        decoded = vocabulary.decode([vocabulary.ids[word] for word in tokenize(caption)]).lower()
+        assert decoded.split() and " ," not in decoded and not decoded.endswith(" .")
+        tidied = re.sub(r"([,;])(?=\w)", r"\1 ", re.sub(r"\s+([.,])", r"\1", " ".join(caption.split())))
+        changed += decoded.replace(" ..", "..") != tidied
+    assert changed <= 10, "of 25,014"
 
 
 def test_json_keeps_every_word():

@@ -1,0 +1,154 @@
+"""The shipped configs: each is parsed, has the parameters of the system it is named after, trains and captions."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from captioning import config as configuration
+from captioning.config import Config
+from captioning.data import captions as encoded
+from captioning.data.batches import TrainBatches
+from captioning.data.captions import EncodedCaptions
+from captioning.data.transforms import preprocessing_of
+from captioning.data.vocabulary import Vocabulary
+from captioning.model.captioner import Captioner
+from captioning.model.encoder import Encoder
+from captioning.model.search import options_of, search
+from captioning.ranks import join
+from captioning.training.step import Stepper
+from shards import index as shard_index
+from tests.conftest import ROOT, settings
+
+SYSTEMS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml") if path.stem != "demo")
+
+
+def load(name: str, *overrides: str) -> Config:
+    return configuration.load(ROOT / "configs" / f"{name}.yaml", list(overrides))
+
+
+@pytest.mark.parametrize("name", [*SYSTEMS, "demo"])
+def test_a_config_says_its_command(name):
+    path = ROOT / "configs" / f"{name}.yaml"
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert any(f"launch/train.py configs/{name}.yaml" in line for line in header)
+    assert load(name).run.startswith(f"runs/{name}")
+
+
+def train_batches(config: Config, shards: Path, folder: Path) -> tuple[TrainBatches, Vocabulary]:
+    index = shard_index.load(shards / "train.json")
+    vocabulary = encoded.encode(index, folder, config.data.vocabulary_threshold, config.data.max_words)
+    sizes = (config.train.global_batch_size, config.train.micro_batch_size, config.data.captions_per_image)
+    return TrainBatches(index, EncodedCaptions(folder), preprocessing_of(config), 0, *sizes, 0, 1), vocabulary
+
+
+def stepper_of(config: Config, vocabulary: Vocabulary) -> Stepper:
+    torch.manual_seed(0)
+    accelerator, ranks = join(config.precision)
+    return Stepper(Captioner(config, len(vocabulary)), config, accelerator, ranks, total_steps=100)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_system_learns_and_captions(name, scene_shards, tmp_path):
+    """A few steps on one batch, with the system's own backbone and decoder, on images of 64 pixels."""
+    config = load(
+        name,
+        "precision=no",
+        "encoder.weights=null",
+        "encoder.freeze_batch_norm=false",  # without pretrained statistics the features would grow from stage to stage
+        "data.resize_size=64",
+        "data.image_size=64",
+        "data.vocabulary_threshold=1",
+        "data.max_words=8",
+        "train.global_batch_size=2",
+        "train.micro_batch_size=2",
+        "optim.warmup_steps=0",
+        "evaluate.min_words=1",
+    )
+    batches, vocabulary = train_batches(config, scene_shards, tmp_path)
+    batch, stepper = batches[0, 0], stepper_of(config, vocabulary)
+    losses = [float(stepper.step(step, [batch], float(batch.targets)).loss) for step in range(3)]
+    assert losses[-1] < losses[0]
+    model = stepper.captioner.eval()
+    found = search([model], batch.images, options_of(config.evaluate), config.data.max_words)
+    assert [len(of_image) for of_image in found] == [config.evaluate.beam_size] * 2
+    assert all(vocabulary.decode(hypothesis.ids) for of_image in found for hypothesis in of_image)
+
+
+@pytest.mark.parametrize("kind", ["attention", "transformer"])
+def test_any_cut_of_the_batch_updates_alike(kind, scene_shards, tmp_path, empty_config):
+    """What test_training shows of the LSTM with real processes: one micro-batch or three, loss and penalty add up."""
+    sizes = {"attention": {}, "transformer": {"decoder__num_heads": 4}}[kind]
+    updated = []
+    for micro in (8, 3):
+        changes = {"decoder__kind": kind, "train__micro_batch_size": micro, "train__total_steps": 9, **sizes}
+        config = configuration.load(empty_config, settings(scene_shards, tmp_path, **changes))
+        batches, vocabulary = train_batches(config, scene_shards, tmp_path / "encoded")
+        parts = [batches[0, number] for number in range(batches.micro_batches(0))]
+        stepper = stepper_of(config, vocabulary)
+        stepper.optimizer.step = lambda: None  # the gradient is compared: Adam's first step shows little but its signs
+        stepper.optimizer.zero_grad = lambda: None
+        loss = stepper.step(0, parts, float(sum(part.targets for part in parts))).loss
+        gradients = {name: p.grad for name, p in stepper.captioner.decoder.named_parameters()}
+        updated.append((loss, gradients))
+    (loss, gradients), (cut_loss, cut_gradients) = updated
+    torch.testing.assert_close(loss, cut_loss)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, cut_gradients[name], rtol=1e-3, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["attention", "transformer"])
+def test_a_continued_run_is_the_uninterrupted_one(kind, scene_shards, tmp_path, empty_config):
+    """Bit for bit, with dropout, from what a checkpoint holds."""
+    changes = {"decoder__kind": kind, "decoder__dropout": 0.3, "decoder__num_heads": 4, "train__total_steps": 9}
+    config = configuration.load(empty_config, settings(scene_shards, tmp_path, **changes))
+    batches, vocabulary = train_batches(config, scene_shards, tmp_path / "encoded")
+
+    def train(stepper: Stepper, first: int, last: int) -> None:
+        for step in range(first, last):
+            parts = [batches[step, number] for number in range(batches.micro_batches(step))]
+            stepper.step(step, parts, float(sum(part.targets for part in parts)))
+
+    whole, first, second = (stepper_of(config, vocabulary) for _ in range(3))
+    train(whole, 0, 4)
+    train(first, 0, 2)
+    second.captioner.load_state_dict(first.model_state())
+    second.load_optimizer_state(first.optimizer_state())
+    train(second, 2, 4)
+    state, expected = second.model_state(), whole.model_state()
+    assert [name for name in expected if not torch.equal(state[name], expected[name])] == []
+
+
+def test_backbones_have_the_features_the_systems_are_built_on():
+    sizes = {name: Encoder(load(name).encoder).feature_size for name in SYSTEMS if "101" not in name}
+    assert sizes.pop("classes_mobilenet_lstm") == 1280
+    assert set(sizes.values()) == {2048}
+
+
+@pytest.mark.parametrize(
+    ("name", "vocabulary", "parameters"),
+    [
+        # Linear + BatchNorm of the tutorial's encoder, then embedding, LSTM and classifier of its decoder.
+        ("coco_resnet152_lstm", 9957, 2048 * 256 + 256 + 2 * 256 + 9957 * 256 + 4 * 512 * (256 + 512 + 2) + 513 * 9957),
+        ("flickr8k_resnet50_lstm", 3000, 2049 * 256 + 2 * 256 + 3000 * 256 + 4 * 512 * (256 + 512 + 2) + 513 * 3000),
+        ("classes_mobilenet_lstm", 100, 1281 * 300 + 2 * 300 + 100 * 300 + 4 * 512 * (300 + 512 + 2) + 513 * 100),
+        ("coco_resnet50_lstm2", 9955, 2049 * 512 + 9955 * 512 + 2 * 4 * 512 * (512 + 512 + 2) + 513 * 9955),
+        (
+            "flickr8k_resnet101_attention",
+            2633,
+            # Of the tutorial's attention the biases on the query and the energy are left out: they change nothing.
+            (2048 * 512 + 512 + 512 * 512 + 512)
+            + 2633 * 512
+            + 4 * 512 * (512 + 2048 + 512 + 2)
+            + 2 * (2049 * 512)
+            + 513 * 2048
+            + 513 * 2633,
+        ),
+    ],
+)
+def test_a_system_has_the_parameters_of_its_namesake(name, vocabulary, parameters):
+    """Beside the backbone: what the code it is named after would have with a vocabulary of that size."""
+    with torch.device("meta"):
+        model = Captioner(load(name), vocabulary)
+    backbone = sum(p.numel() for p in model.encoder.parameters())
+    assert sum(p.numel() for p in model.parameters()) - backbone == parameters
