@@ -13,6 +13,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
@@ -90,6 +91,12 @@ def pack_part(
         except InputError:
             _remove(created, out if new_folder else None)
             raise
+        except (OSError, BrokenProcessPool) as error:
+            hint = " Out of memory? Try fewer --workers." if isinstance(error, BrokenProcessPool) else ""
+            raise InputError(
+                f"Packing {split!r} into {out} failed: {error}{hint}\n"
+                "Finished shards stay: the same command makes the rest."
+            ) from error
     return shards
 
 
@@ -145,32 +152,44 @@ def _pack_shard(
     strict: bool,
     on_progress: Callable[[int], None],
 ) -> None:
-    """Write one shard: KEY.jpg and KEY.json for each readable record, then its .idx, then its captions."""
+    """Write one shard and what lies beside it, the tar last."""
     temporary = tar.with_name(tar.name + ".tmp")
-    skipped: list[dict[str, str]] = []
+    try:
+        samples, skipped = _write_tar(temporary, records, convert, strict, on_progress)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync(temporary)
+    size, sha256 = temporary.stat().st_size, shard_index.sha256_of(temporary)
+    finished = {"made_by": plan.made_by, "filesize": size, "sha256": sha256, "skipped": skipped, "samples": samples}
+    shard_index.write_beside(tar, temporary, tars.samples_of(temporary), finished)
+    temporary.replace(tar)
+
+
+def _write_tar(
+    path: Path, records: Sequence[Record], convert: Converter, strict: bool, on_progress: Callable[[int], None]
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """KEY.jpg and KEY.json for each readable record. Returns what the samples say, and the images left out."""
     samples: list[dict[str, Any]] = []
+    skipped: list[dict[str, str]] = []
     # No time stamp, so that the same input gives the same bytes.
-    with temporary.open("wb") as file, closing(webdataset.TarWriter(file, encoder=False, mtime=0)) as writer:
+    with path.open("wb") as file, closing(webdataset.TarWriter(file, encoder=False, mtime=0)) as writer:
         jpegs = convert([record.image for record in records])
         for number, (record, jpeg) in enumerate(zip(records, jpegs, strict=True), start=1):
             if isinstance(jpeg, bytes):
                 text = {"captions": record.captions, "image_id": record.image_id, "label": record.label}
                 stored = {name: value for name, value in text.items() if value is not None}
-                writer.write({"__key__": record.key, "jpg": jpeg, "json": _json(stored)})
+                content = json.dumps(stored, ensure_ascii=False).encode()
+                writer.write({"__key__": record.key, "jpg": jpeg, "json": content})
                 samples.append({"key": record.key, **text})
             elif strict:
-                temporary.unlink()
                 raise InputError(
                     f"{record.image}: {jpeg}\nRepair or remove it, or leave out --strict to skip and list it."
                 )
             else:
                 skipped.append({"image": record.image, "reason": jpeg})
             on_progress(number)
-    _sync(temporary)
-    size, sha256 = temporary.stat().st_size, shard_index.sha256_of(temporary)
-    finished = {"made_by": plan.made_by, "filesize": size, "sha256": sha256, "skipped": skipped, "samples": samples}
-    shard_index.write_beside(tar, temporary, tars.samples_of(temporary), finished)
-    temporary.replace(tar)
+    return samples, skipped
 
 
 def _sync(path: Path) -> None:
@@ -188,10 +207,6 @@ def _is_finished(tar: Path, plan: Plan) -> bool:
         and found.made_by == plan.made_by
         and not found.skipped
     )
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False).encode()
 
 
 def _remove(tars: list[Path], new_folder: Path | None) -> None:

@@ -9,6 +9,7 @@ import tarfile
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import webdataset
 from PIL import Image
@@ -136,6 +137,29 @@ def test_strict_refuses_them_and_leaves_nothing(tmp_path):
     with pytest.raises(InputError, match=r"3\.jpg"):
         pack(sources.coco(images, captions), "train", tmp_path / "out", Settings(), strict=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_or_a_lost_worker_loses_no_finished_shard(drawn, tmp_path):
+    """Here a folder stands where the second shard is to be written, or a worker dies in the middle of it."""
+    pack_small(drawn, tmp_path / "whole")
+    out = tmp_path / "out"
+    (out / "train-000001.tar.tmp").mkdir(parents=True)
+    with pytest.raises(InputError, match="the same command makes the rest"):
+        pack_small(drawn, out)
+    (out / "train-000001.tar.tmp").rmdir()
+    assert (out / "train-000000.tar").exists() and not (out / "train-000001.tar").exists()
+
+    def lose_a_worker(done: int, total: int) -> None:
+        if done == 26:
+            me = psutil.Process()
+            for worker in set(me.children(recursive=True)) - set(me.children()):  # children of the fork server
+                worker.kill()
+
+    with pytest.raises(InputError, match="fewer --workers"):
+        pack_small(drawn, out, on_progress=lose_a_worker)
+    assert not list(out.glob("*.tmp"))
+    pack_small(drawn, out)
+    assert files_of(out) == files_of(tmp_path / "whole")
 
 
 def test_no_readable_image_leaves_nothing(tmp_path):
