@@ -5,10 +5,17 @@ import json
 import time
 
 import pytest
+import torch
+from PIL import Image
 
+from captioning.data.vocabulary import END, START, UNK
 from launch.bench import table
+from launch.bench.scale import Measured, step_seconds
 from launch.bench.table import Table
 from launch.bench.timing import Speed, side_by_side
+from launch.bench.usual import UsualCaptions, usual_collate
+from launch.bench.usual_models import UsualAttention, UsualLstm, usual_step
+from tests.conftest import module, run_command
 
 
 def test_contenders_take_turns_and_the_faster_one_is_told_so():
@@ -44,3 +51,47 @@ def test_tables_are_written_as_they_are_shown(tmp_path, capsys):
     document = json.loads((tmp_path / "bench.json").read_text())
     assert document["tables"][0]["rows"][0] == ["ours", 1234.5]
     assert document["machine"]["cores"] >= 1
+
+
+def test_adding_up_gradients_costs_what_is_not_hidden():
+    alone = Measured(seconds=0.1, gradient_bytes=100_000_000)
+    assert step_seconds(alone, 1, 1e9, 0.0) == pytest.approx(0.1)
+    assert step_seconds(alone, 2, 1e9, 0.0) == pytest.approx(0.2)  # half of them out, the other half's sum back
+    assert step_seconds(alone, 10**6, 1e9, 0.0) == pytest.approx(0.3)
+    assert step_seconds(alone, 2, 1e9, 0.04) == pytest.approx(0.16)
+    assert step_seconds(alone, 2, 1e9, 5.0) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("model", [UsualLstm, UsualAttention])
+def test_the_script_compared_with_learns(model, tmp_path):
+    torch.manual_seed(0)
+    paths = []
+    for name, colour in (("red", (200, 0, 0)), ("blue", (0, 0, 200))):
+        paths.append(tmp_path / f"{name}.jpg")
+        Image.new("RGB", (80, 70), colour).save(paths[-1])
+    ids = {"a": 4, "red": 5, "blue": 6, "thing": 7}
+    data = UsualCaptions([(paths[0], "A red thing."), (paths[1], "A blue thing")], ids, resize_size=64, image_size=64)
+    images, captions, lengths = usual_collate([data[0], data[1]])
+    assert images.shape == (2, 3, 64, 64) and lengths == [6, 5]  # the full stop is a word
+    assert captions.tolist() == [[START, 4, 5, 7, UNK, END], [START, 4, 6, 7, END, 0]]
+    script = model("resnet18", 8)
+    losses = [usual_step(script, images, captions, lengths) for _ in range(12)]
+    assert losses[-1] < 0.6 * losses[0]
+
+
+@pytest.mark.parametrize("mode", ["step", "train", "caption"])
+def test_every_mode_runs(mode, scene_shards, tmp_path):
+    """Shrunken to seconds: one case, two images, one round."""
+    more = {"step": [], "train": ["--steps", "1", "--workers", "0", "--data", scene_shards / "train.json"]}
+    more["caption"] = ["--one-by-one", "1"]
+    case = ["--case", "resnet18:layer4:attention:no", "--batch-size", "2", "--image-size", "64", "--rounds", "1"]
+    out = tmp_path / "bench.json"
+    done = run_command(module("launch.bench", mode, *case, *more[mode], "--json", out))
+    assert done.returncode == 0, done.stderr
+    [found] = json.loads(out.read_text())["tables"]
+    assert found["rows"] and all(isinstance(row[1], float) and row[1] > 0 for row in found["rows"])
+
+
+def test_a_mistyped_case_is_a_short_error():
+    done = run_command(module("launch.bench", "step", "--case", "resnet18:layer9:lstm:no"))
+    assert done.returncode == 2 and "layer9" in done.stderr and "Traceback" not in done.stderr

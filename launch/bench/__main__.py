@@ -11,6 +11,8 @@ from launch.command import output_file, run
 MODES = {
     "step": "the training step on batches of noise, against the encoder alone",
     "train": "training from shards, against the step alone and the field's usual script",
+    "caption": "captioning in batches, against one image at a time",
+    "scale": "training on 1 and 2 processes, and a model of more",
 }
 
 
