@@ -1,19 +1,23 @@
 """From positions to tensors: the same images and words for every world size, worker count and micro-batch size."""
 
+import io
 import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from captioning.data import captions as encoded
 from captioning.data.batches import EvaluationBatches, TrainBatches, evaluation_loader, train_steps
 from captioning.data.captions import EncodedCaptions
-from captioning.data.transforms import Preprocessing
+from captioning.data.transforms import Preprocessing, decode
 from shards import index as shard_index
 from shards import storage
+from shards.images import UnreadableImageError, open_rgb
 from shards.order import step_range
 from tests.conftest import ROOT, with_one_broken_image
 
@@ -66,11 +70,28 @@ def test_each_image_once_an_epoch(batches):
     assert [Counter(epoch) for epoch in per_epoch] == [Counter(keys), Counter(keys)]
 
 
-@pytest.mark.parametrize("first", [1, 5, 6, 10])
-def test_resuming_at_any_step_gives_what_remains(batches, first):
+def test_resuming_at_every_step_gives_what_remains(batches):
     whole, _ = global_steps(batches, 2)
-    rest, _ = global_steps(batches, 2, first=first)
-    assert_same(whole[first:], rest)
+    for first in range(12):
+        rest, _ = global_steps(batches, 3, first=first)
+        assert_same(whole[first:], rest)
+
+
+def test_resuming_twice_in_an_epoch_with_loader_processes(batches):
+    whole, _ = global_steps(batches, 1)
+    pieces = [(2, 2, 0, 2), (3, 1, 2, 4), (1, 4, 4, 11)]  # world size, loader processes, from step, to step
+    resumed = [s for w, n, first, last in pieces for s in global_steps(batches, w, n, first=first, last=last)[0]]
+    assert_same(whole, resumed)
+
+
+@pytest.mark.parametrize(("world_size", "batch"), [(3, 100), (16, 8), (16, 44), (2, 1)])
+def test_sets_smaller_than_the_batch_and_batches_smaller_than_the_processes(batches, world_size, batch):
+    other = replace(batches, global_batch_size=batch)
+    per_epoch = -(-44 // batch)
+    whole, _ = global_steps(other, 1, last=per_epoch)
+    parted, _ = global_steps(other, world_size, last=per_epoch)
+    assert_same(whole, parted)
+    assert len({key for step in parted for key, *_ in step}) == 44
 
 
 def test_crops_differ_between_epochs_and_not_between_runs(batches):
@@ -84,8 +105,6 @@ def test_crops_differ_between_epochs_and_not_between_runs(batches):
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 32), (31, 77), (500, 37), (37, 500), (1, 1), (641, 480)])
 def test_every_size_of_image_gives_the_crop(size):
-    from PIL import Image
-
     preprocessing = Preprocessing(40, 32, True)
     for image in (preprocessing.for_evaluation(Image.new("RGB", size, (10, 20, 30))),):
         assert image.shape == (3, 32, 32) and image.dtype == torch.uint8
@@ -129,3 +148,35 @@ def test_an_error_ends_a_process_that_has_loaders():
     ended = subprocess.run([sys.executable, "-c", FAILING], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 1
     assert ended.stderr.rstrip().endswith("RuntimeError: an error while the loaders live")
+
+
+def test_decoding_gives_pillows_pixels_and_refuses_what_pillow_refuses():
+    """Of every kind of JPEG: gray, CMYK, progressive, subsampled, rotated, odd-sized, cut short, garbage."""
+    grain = np.random.default_rng(0).integers(0, 255, (37, 53, 3), dtype=np.uint8)
+    image = Image.fromarray(np.asarray(Image.fromarray(grain).resize((61, 45))))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    kinds = [{}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 2, "quality": 30}, {"exif": exif}]
+    coded = [(image, options) for options in kinds] + [(image.convert(mode), {}) for mode in ("L", "CMYK")]
+    for picture, options in coded:
+        out = io.BytesIO()
+        picture.save(out, "JPEG", **options)
+        data = out.getvalue()
+        assert np.abs(decode(data).numpy().astype(int) - np.asarray(open_rgb(data)).astype(int)).max() <= 1, options
+        for cut in (len(data) // 2, 200, 3):
+            with pytest.raises(UnreadableImageError):
+                open_rgb(data[:cut])
+            with pytest.raises(UnreadableImageError):
+                decode(data[:cut])
+    with pytest.raises(UnreadableImageError):
+        decode(b"\xff\xd8\xff" + bytes(500))
+
+
+def test_a_small_file_that_promises_too_many_pixels_is_refused():
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(out, "JPEG")
+    data = bytearray(out.getvalue())
+    at = data.index(b"\xff\xc0")
+    data[at + 5 : at + 9] = (60_000).to_bytes(2, "big") * 2
+    with pytest.raises(UnreadableImageError):
+        decode(bytes(data))

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.errors import InputError
+from shards.hashing import uniform, uniforms
 from shards.order import EpochOrder, Locality, rank_part, step_range
 
 sizes = st.integers(1, 700)
@@ -90,3 +91,70 @@ def test_steps_tile_the_epochs(size, batch, epochs):
 def test_an_empty_split_is_refused():
     with pytest.raises(InputError, match="0 samples"):
         EpochOrder(0, "data", 0, 0, 8)
+
+
+# The whole contract on pure functions: who reads which sample in which step, for any way to share the work.
+
+
+def delivered(size, batch, world_size, step, micro_batch=None):
+    """Each rank's samples of a global step, in rank order, as its micro-batches hold them."""
+    epoch, start, stop = step_range(step, size, batch)
+    order = EpochOrder(size, "data", 0, epoch, batch)
+    parts = [rank_part(start, stop, rank, world_size) for rank in range(world_size)]
+    micro = -(-max(b - a for a, b in parts) // (micro_batch or batch))
+    return [[order.samples(*rank_part(a, b, number, micro)).tolist() for number in range(micro)] for a, b in parts]
+
+
+def flat(of_ranks):
+    return [sample for rank in of_ranks for micro in rank for sample in micro]
+
+
+tiny = st.integers(1, 60)
+worlds = st.integers(1, 16)
+
+
+@settings(max_examples=60, deadline=None)
+@given(tiny, st.integers(1, 70), worlds, st.integers(1, 9))
+def test_the_union_over_ranks_is_the_split_each_epoch(size, batch, world_size, micro_batch):
+    """Also for fewer samples than the global batch, or than processes: 1 sample, 16 processes."""
+    per_epoch = -(-size // batch)
+    for epoch in range(2):
+        steps = range(epoch * per_epoch, (epoch + 1) * per_epoch)
+        read = [s for step in steps for s in flat(delivered(size, batch, world_size, step, micro_batch))]
+        assert sorted(read) == list(range(size))
+
+
+@settings(max_examples=60, deadline=None)
+@given(tiny, st.integers(1, 70), worlds, st.integers(1, 9), st.integers(0, 200))
+def test_global_batches_are_the_same_for_every_way_to_share_them(size, batch, world_size, micro_batch, step):
+    assert flat(delivered(size, batch, world_size, step, micro_batch)) == flat(delivered(size, batch, 1, step))
+
+
+@settings(max_examples=60, deadline=None)
+@given(tiny, st.integers(1, 70), worlds, st.integers(1, 9), st.integers(0, 200))
+def test_all_ranks_run_the_same_number_of_micro_batches(size, batch, world_size, micro_batch, step):
+    of_ranks = delivered(size, batch, world_size, step, micro_batch)
+    assert len({len(rank) for rank in of_ranks}) == 1
+    assert all(len(micro) <= micro_batch for rank in of_ranks for micro in rank)
+
+
+@settings(max_examples=40, deadline=None)
+@given(tiny, st.integers(1, 20), st.lists(worlds, min_size=3, max_size=3), st.data())
+def test_resuming_at_every_step_and_twice_gives_what_remains(size, batch, world_sizes, data):
+    """A run of three pieces, cut at any two steps, each with another number of processes, is the uninterrupted run."""
+    total = 2 * -(-size // batch) + 1
+    first = data.draw(st.integers(0, total))
+    second = data.draw(st.integers(first, total))
+    whole = [flat(delivered(size, batch, 1, step)) for step in range(total)]
+    pieces = [(0, first), (first, second), (second, total)]
+    resumed = [
+        flat(delivered(size, batch, world_size, step))
+        for (start, stop), world_size in zip(pieces, world_sizes, strict=True)
+        for step in range(start, stop)
+    ]
+    assert resumed == whole
+
+
+@given(st.integers(0, 2**64 - 1))
+def test_few_random_numbers_are_those_of_the_arrays(key):
+    assert uniforms(key, 5) == uniform(key, np.arange(5)).tolist()

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from captioning.config import Config
-from shards.hashing import key_of, uniform
+from shards.hashing import key_of, uniforms
 from shards.images import MAX_PIXELS, open_rgb
 
 try:
@@ -33,8 +33,8 @@ class Preprocessing:
         Raises:
             UnreadableImageError: when the bytes are no image.
         """
-        x, y, mirror = uniform(key_of("crop", seed, epoch, sample), np.arange(3))
-        return self._cropped(decode(data), float(x), float(y), self.flip and bool(mirror < 0.5))
+        x, y, mirror = uniforms(key_of("crop", seed, epoch, sample), 3)
+        return self._cropped(decode(data), x, y, self.flip and mirror < 0.5)
 
     def for_evaluation(self, image: bytes | Image.Image) -> Tensor:
         """uint8 [3, S, S]: the central crop, unmirrored.

@@ -9,6 +9,7 @@ from launch.command import output_file, run
 
 # Each is a module here with ``arguments(parser)`` and ``measure(arguments) -> list[Table]``.
 MODES = {
+    "data": "stored images to training batches, beside other loaders; seeking; very large sets",
     "step": "the training step on batches of noise, against the encoder alone",
     "train": "training from shards, against the step alone and the field's usual script",
     "caption": "captioning in batches, against one image at a time",
