@@ -92,7 +92,8 @@ class Cluster:
     def submit(self, *arguments: object, **environment: str) -> tuple[str, Path]:
         """sbatch with these arguments, from the project's folder; the job's id and where its output goes."""
         command = ["sbatch", "--parsable", f"--output={self.folder}/%A-%a.out", *map(str, arguments)]
-        everything = {**self.environment, "OMP_NUM_THREADS": "1", **environment}
+        port = {"MASTER_PORT": str(free_ports(1)[0])}  # another cluster on this machine has jobs of the same numbers
+        everything = {**self.environment, "OMP_NUM_THREADS": "1", **port, **environment}
         done = subprocess.run(command, env=everything, capture_output=True, text=True, timeout=60, cwd=ROOT)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip(), self.folder / f"{done.stdout.strip()}-4294967294.out"

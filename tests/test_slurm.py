@@ -34,7 +34,7 @@ def after_checkpoint(cluster: Cluster, run: Path, step: int) -> None:
 def ended(cluster: Cluster, job: str, output: Path) -> str:
     """The state a job ends in; in a report of a failure, with what it said."""
     states = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
-    cluster.wait(job, *states, seconds=500)
+    cluster.wait(job, *states, seconds=1200)
     print(output.read_text() if output.exists() else "no output")
     return cluster.job(job, "JobState")
 
