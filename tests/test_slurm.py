@@ -74,11 +74,15 @@ def test_a_job_told_to_stop_or_robbed_of_a_node_s_processes_goes_on_by_itself(cl
     assert_each_image_of_each_epoch_once(run, scene_shards, epochs=4)
 
 
-def test_evaluating_on_two_nodes(cluster, trained, tmp_path):
-    scores = tmp_path / "scores.json"
-    job, output = cluster.submit("--nodes=2", "slurm/evaluate.sbatch", trained[0], "--json", scores)
+def test_evaluating_on_two_nodes_with_two_processes_each(cluster, trained, tmp_path):
+    scores, setup = tmp_path / "scores.json", tmp_path / "setup.sh"
+    setup.write_text(f"echo $SLURM_JOB_ID >{tmp_path}/sourced\nexport GLOO_SOCKET_IFNAME=lo\n")
+    environment = {"CAPTIONING_SETUP": str(setup), "CAPTIONING_PROCESSES_PER_NODE": "2"}
+    script = ["--nodes=2", "--cpus-per-task=2", "slurm/evaluate.sbatch"]
+    job, output = cluster.submit(*script, trained[0], "--json", scores, **environment)
     assert ended(cluster, job, output) == "COMPLETED"
     assert json.loads(scores.read_text())["images"] == 10
+    assert (tmp_path / "sourced").read_text().strip() == job
 
 
 def test_packing_by_an_array_makes_what_one_machine_makes(cluster, tmp_path):
@@ -95,9 +99,12 @@ def test_bad_input_fails_once_and_is_not_requeued(cluster, tmp_path, empty_confi
     overrides = settings(scene_shards, tmp_path / "run", train__epochs=1, encoder__weights="nowhere.pth")
     job, output = cluster.submit("--nodes=1", TRAIN, empty_config, *overrides)
     mistyped, told = cluster.submit("--nodes=1", TRAIN, empty_config, "encoder.nmae=x")
-    for each, said in ((job, output), (mistyped, told)):
+    nowhere = {"CAPTIONING_SETUP": str(tmp_path / "nowhere.sh")}
+    unset, why = cluster.submit("--nodes=1", TRAIN, empty_config, *overrides, **nowhere)
+    for each, said in ((job, output), (mistyped, told), (unset, why)):
         assert (ended(cluster, each, said), cluster.job(each, "Restarts")) == ("FAILED", "0")
     assert "neither a file nor weights" in output.read_text()
+    assert "nowhere.sh: there is no such file" in why.read_text()
     assert "did you mean encoder.name?" in told.read_text() and "srun" not in told.read_text()
 
 
