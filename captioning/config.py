@@ -90,7 +90,7 @@ class CheckpointConfig:
 class EvaluateConfig:
     every_steps: int | None = None  # null: at every epoch's end
     best_metric: Literal[
-        "CIDEr-D", "CIDEr", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "METEOR", "SPICE", "loss"
+        "CIDEr-D", "CIDEr, plain", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "NIST-4", "class accuracy", "loss"
     ] = "CIDEr-D"  # makes a checkpoint the best: the highest, or the lowest teacher-forced loss
     patience: int | None = None  # stop after this many validations in a row without a better one; null: never
     batch_size: int = 64  # images a process captions at once

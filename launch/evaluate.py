@@ -5,6 +5,8 @@ A run captions every image of a split first; under `accelerate launch` the proce
 
 import argparse
 import json
+import math
+import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -12,16 +14,18 @@ import torch
 from rich.console import Console
 
 from captioning.data.batches import open_split
+from captioning.data.captions import EncodedCaptions, encode
 from captioning.predict import Predictor
 from captioning.progress import bar
 from captioning.ranks import Ranks, join
 from captioning.scoring.evaluate import caption_split
+from captioning.scoring.loss import SplitLoss
 from captioning.scoring.ptb import TOKENIZER
 from captioning.scoring.results import Captioned, beside, in_common, read_references, read_results
 from captioning.scoring.scores import compare, evaluate
 from captioning.training.setup import loader_workers
 from launch.command import output_file, run
-from launch.score_tables import show_differences, show_left_out, show_scores
+from launch.score_tables import show_differences, show_left_out, show_scores, show_teacher_forcing
 from shards.errors import InputError
 from shards.index import write_atomically
 
@@ -53,6 +57,8 @@ def main() -> None:
         show_left_out(of_a)
     else:
         show_scores(_title(document), evaluation)
+        if "teacher_forcing" in document:
+            show_teacher_forcing(**document["teacher_forcing"])
 
 
 Found = tuple[Captioned, dict]  # captions beside their references, and where they come from
@@ -80,12 +86,17 @@ def _of_run(folder: Path, arguments: argparse.Namespace, device: torch.device, r
     index = open_split(path, config)
     dtype = _AUTOCAST[config.precision]
     with (
+        tempfile.TemporaryDirectory() as encoded,
         bar("captioning", shown=ranks.is_main) as on_progress,
         torch.autocast(device.type, dtype=dtype, enabled=dtype is not None),
     ):
+        encode(index, Path(encoded), 1, config.data.max_words, predictor.vocabulary)
+        loss = SplitLoss(predictor.model, EncodedCaptions(Path(encoded)))
         captions = caption_split(
-            predictor.model, predictor.vocabulary, index, config, ranks, device, loader_workers(config), on_progress
-        )
+            predictor.model, predictor.vocabulary, index, config, ranks, device, loader_workers(config), on_progress,
+            also=loss.add,
+        )  # fmt: skip
+        mean = loss.mean(ranks)
     split = arguments.split if arguments.split in splits else f"{index.name}-{index.fingerprint[:8]}"
     results = folder / f"captions-{split}-step-{predictor.step}.json"
     if ranks.is_main:
@@ -93,6 +104,7 @@ def _of_run(folder: Path, arguments: argparse.Namespace, device: torch.device, r
     about = {
         "split": str(path), "step": predictor.step, "beam_size": config.evaluate.beam_size,
         "results": str(results), "holes": captions.holes,
+        "teacher_forcing": {"loss": mean, "perplexity": math.exp(min(mean, 700.0))},
     }  # fmt: skip
     return captions.beside(index), about
 

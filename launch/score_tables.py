@@ -38,6 +38,11 @@ def show_left_out(evaluation: Evaluation) -> None:
         console.print(f"{len(empty):,} captions without a word, scored as they are:\n{listed(empty)}", soft_wrap=True)
 
 
+def show_teacher_forcing(loss: float, perplexity: float) -> None:
+    """The loss of the references themselves, which is no score of the captions."""
+    console.print(f"Teacher forcing, no score: loss {loss:.4f} a word of the references, perplexity {perplexity:.2f}.")
+
+
 def show_differences(names: tuple[str, str], images: int, found: list[Difference]) -> None:
     """Two sets of captions side by side."""
     console.print(f"A  {names[0]}\nB  {names[1]}", soft_wrap=True)

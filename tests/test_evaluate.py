@@ -95,7 +95,7 @@ def evaluated_by(processes: int, run: Path, out: Path) -> dict:
     words = train_command(processes, ["--java-seconds", "0", "--json", str(path)], run)
     done = run_command([str(ROOT / "launch" / "evaluate.py") if w.endswith("train.py") else w for w in words])
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "9 images" in done.stdout and "1 images not scored" in done.stdout
+    assert "9 images" in done.stdout and "1 images not scored" in done.stdout and "perplexity" in done.stdout
     return json.loads(path.read_text())
 
 
@@ -105,6 +105,8 @@ def assert_equal_for(counts: list[int], shards: Path, run: Path, out: Path) -> N
     assert [entry["image_id"] for entry in found[0]["per_image"]] == ids[:3] + ids[4:], "each image once"
     assert len(found[0]["holes"]) == len(found[0]["missing"]) == 1
     assert found[0]["scores"]["BLEU-1"] > 0
+    losses = [of.pop("teacher_forcing")["loss"] for of in found]
+    assert losses == pytest.approx([losses[0]] * len(losses)) and losses[0] > 0
     for other in found[1:]:
         assert other == found[0], "scores, captions, intervals and holes are those of one process"
 

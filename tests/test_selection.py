@@ -28,8 +28,8 @@ def test_the_best_is_the_highest_score_or_the_lowest_loss():
     assert (highest.best_step, highest.best_score, highest.validations_since_best) == (2, 0.5, 3)
     assert (lowest.best_step, lowest.best_score, lowest.validations_since_best) == (1, 0.1, 4)
     assert after([float("nan"), 0.2], EvaluateConfig()).best_step == 2
-    with pytest.raises(InputError, match=r"best_metric=SPICE .* Choose one of CIDEr-D"):
-        judged(RunState(1, 8, 1, ""), EvaluateConfig(best_metric="SPICE"), {"CIDEr-D": 1.0})
+    with pytest.raises(InputError, match=r"best_metric=class accuracy .* Choose one of CIDEr-D"):
+        judged(RunState(1, 8, 1, ""), EvaluateConfig(best_metric="class accuracy"), {"CIDEr-D": 1.0})
 
 
 def test_patience_counts_validations_without_a_better_one():

@@ -16,7 +16,7 @@ def judged(state: RunState, config: EvaluateConfig, values: dict[str, float]) ->
     """
     if config.best_metric not in values:
         raise InputError(
-            f"evaluate.best_metric={config.best_metric} could not be computed here (METEOR and SPICE need Java). "
+            f"evaluate.best_metric={config.best_metric} is none of this run's values. "
             f"Choose one of {', '.join(values)}."
         )
     value, best = values[config.best_metric], state.best_score
