@@ -120,21 +120,6 @@ def test_each_image_of_an_epoch_is_delivered_once(uninterrupted, scene_shards):
     assert status(uninterrupted) == ["finished", "step 12 of 12"]
 
 
-@pytest.mark.parametrize("trainable", ["none", "all"])
-def test_any_cut_of_the_batch_trains_what_a_plain_loop_does(scene_shards, tmp_path, empty_config, trainable):
-    """Two processes with one micro-batch each, three with uneven parts (8 = 2 + 3 + 3, and 4 = 1 + 1 + 2 at an epoch's
-    end), and one with three micro-batches, against a loop without any of it."""
-    changes = {"train__epochs": 2, "encoder__trainable": trainable}
-    overrides = settings(scene_shards, tmp_path / "unused", **changes)
-    start = reference(overrides, empty_config, tmp_path / "encoded", steps=0)
-    expected = reference(overrides, empty_config, tmp_path / "encoded", steps=12)
-    for processes, micro in ((2, 4), (3, 4), (1, 3)):
-        run = tmp_path / f"run-{processes}"
-        trained(processes, settings(scene_shards, run, train__micro_batch_size=micro, **changes), empty_config)
-        assert_each_image_of_each_epoch_once(run, scene_shards, epochs=2)
-        assert distance(parameters(run, 12), expected, start) < SAME[trainable], f"{processes} processes"
-
-
 def killed_at(step: int, signal_number: int, command: list[str], run: Path, with_ranks: bool) -> int:
     """Start a run, send a signal once checkpoint ``step`` is there; returns the exit code."""
     environment = {**os.environ, **CPU_PROCESSES}

@@ -1,0 +1,247 @@
+"""The step in real processes: any cut of the batch, steps that are skipped, stages that are thawed, fp16's scaler."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from captioning import checkpoint
+from captioning import config as configuration
+from captioning.config import Config, DecoderConfig, EncoderConfig, OptimConfig, TrainConfig
+from captioning.data.batches import CaptionBatch
+from captioning.model.captioner import Captioner
+from captioning.ranks import Ranks, join
+from captioning.training.loop import train
+from captioning.training.preemption import StopSignals
+from captioning.training.step import Stepper
+from shards import scenes, sources
+from shards.errors import InputError
+from shards.pack import Settings, pack
+from tests.conftest import settings
+from tests.processes import in_processes
+from tests.test_training import SAME, distance, parameters, reference
+
+
+@pytest.fixture(scope="module")
+def uneven_shards(tmp_path_factory) -> Path:
+    """41 scenes with one to seven captions: an epoch of batches of 8 ends with a single image."""
+    folder = tmp_path_factory.mktemp("uneven")
+    images, captions = scenes.write(folder / "drawn", "train", 41, seed=1)
+    document = json.loads(captions.read_text())
+    first = {note["image_id"]: note["caption"] for note in reversed(document["annotations"])}
+    document["annotations"] = [
+        {"image_id": image, "caption": caption + " indeed" * again, "id": 10 * image + again}
+        for image, caption in first.items()
+        for again in range(1 + image % 7)
+    ]
+    captions.write_text(json.dumps(document))
+    pack(sources.coco(images, captions), "train", folder / "shards", Settings())
+    return folder / "shards"
+
+
+def run_config(overrides: list[str], config: Path) -> None:
+    train(configuration.load(config, overrides), StopSignals())
+
+
+CUTS = {  # (processes, micro-batch); with three and four processes some have no image in an epoch's last step
+    "none": [(1, 3), (3, 4), (4, 1)],
+    "all": [(2, 4)],
+}
+RARE_CUTS = {"none": [(2, 1), (2, 2), (3, 1), (4, 2)], "all": [(1, 3), (2, 1), (3, 1), (3, 2), (4, 1), (4, 2)]}
+
+
+@pytest.mark.parametrize(
+    ("trainable", "cuts"),
+    [
+        *((trainable, cuts) for trainable, cuts in CUTS.items()),
+        *(pytest.param(trainable, cuts, marks=pytest.mark.sweep) for trainable, cuts in RARE_CUTS.items()),
+    ],
+)
+def test_any_cut_of_the_batch_trains_what_a_plain_loop_does(uneven_shards, tmp_path, empty_config, trainable, cuts):
+    """20 updates over three epochs, each of which ends with one image, against a loop without Accelerate."""
+    changes = {"train__total_steps": 20, "encoder__trainable": trainable, "checkpoint__every_steps": 20}
+    overrides = settings(uneven_shards, tmp_path / "unused", **changes)
+    start = reference(overrides, empty_config, tmp_path / "encoded", steps=0)
+    expected = reference(overrides, empty_config, tmp_path / "encoded", steps=20)
+    for processes, micro in cuts:
+        run = tmp_path / f"run-{processes}-{micro}"
+        own = settings(uneven_shards, run, train__micro_batch_size=micro, **changes)
+        in_processes(processes, run_config, own, empty_config)
+        assert distance(parameters(run, 20), expected, start) < SAME[trainable], (processes, micro)
+
+
+def test_thawed_at_a_step_and_continued_before_at_and_after_it(scene_shards, tmp_path, empty_config):
+    """Two processes, bf16, averaged weights: the same bits wherever the run was taken up again."""
+    changes = {
+        "train__total_steps": 5,
+        "train__ema_decay": 0.9,
+        "encoder__trainable": "layer4",
+        "encoder__unfreeze_at_step": 2,
+        "encoder__freeze_batch_norm": "false",
+        "encoder__gradient_checkpointing": "true",
+        "checkpoint__every_steps": 1,
+        "checkpoint__keep": 9,
+        "optim__stage_decay": 0.5,
+        "precision": "bf16",
+    }
+    whole = tmp_path / "whole"
+    in_processes(2, run_config, settings(scene_shards, whole, **changes), empty_config)
+    at = {step: parameters(whole, step) for step in (1, 2, 3, 5)}
+    encoder = [name for name in at[1] if name.startswith("encoder.stages.layer4")]
+    below = [name for name in at[1] if name.startswith("encoder.stages.layer3")]
+    assert all(torch.equal(at[1][name], at[2][name]) for name in encoder), "frozen until then, BatchNorm too"
+    assert not any(torch.equal(at[2][name], at[3][name]) for name in encoder)
+    assert all(torch.equal(at[1][name], at[5][name]) for name in below), "never to be trained"
+    for step in (1, 2, 3):
+        run = tmp_path / f"from-{step}"
+        shutil.copytree(whole, run)
+        for later in range(step + 1, 6):
+            shutil.rmtree(run / "checkpoints" / f"step-{later:08d}")
+        in_processes(2, run_config, settings(scene_shards, run, **changes), empty_config)
+        ours, theirs = (checkpoint.find(place, "step-5", pytest.fail) for place in (run, whole))
+        for mine, other in ((ours.model(), theirs.model()), (ours.captioner(), theirs.captioner())):
+            assert not [name for name in other if not torch.equal(mine[name], other[name])], f"from step {step}"
+
+
+def tiny(**train_settings) -> tuple[Config, Captioner]:
+    """A captioner of 9 words in which word 8 is broken: no loss is finite that comes after it."""
+    config = Config(
+        encoder=EncoderConfig("resnet18", trainable="layer4"),
+        decoder=DecoderConfig("lstm", 8, 8, 1),
+        train=TrainConfig(**train_settings),
+        optim=OptimConfig(decoder_learning_rate=0.01),
+    )
+    torch.manual_seed(0)
+    captioner = Captioner(config, 9)
+    captioner.decoder.embedding.weight.data[8] = torch.nan
+    return config, captioner
+
+
+def batch_of(words: list[int], rank: int) -> CaptionBatch:
+    torch.manual_seed(rank)
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    keys = (f"left-{rank}", f"right-{rank}")
+    lengths = torch.tensor([len(words)] * 2)
+    return CaptionBatch(0, 0, images, torch.tensor([words] * 2), lengths, torch.tensor([0, 1]), keys, ())
+
+
+def everything_of(stepper: Stepper) -> list[torch.Tensor]:
+    model, optimizer, average = stepper.saved_state()
+    moments = [value for state in optimizer["optimizer"]["state"].values() for value in state.values()]
+    return [value.detach().clone().nan_to_num(7.0) for value in [*model.values(), *moments, *(average or {}).values()]]
+
+
+def same(some: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
+    return all(torch.equal(one, other) for one, other in zip(some, others, strict=True))
+
+
+def one_rank_has_no_finite_loss(folder: Path) -> None:
+    accelerator, ranks = join("no")
+    config, captioner = tiny(max_skipped_steps=2, ema_decay=0.9)
+    stepper = Stepper(captioner, config, accelerator, ranks, total_steps=9)
+    good, bad = batch_of([4, 5, 6], ranks.rank), batch_of([8, 5, 6] if ranks.rank == 1 else [4, 5, 6], ranks.rank)
+    assert not stepper.step(0, [good, good], 24.0).skipped
+    before = everything_of(stepper)
+    update = stepper.step(1, [good, bad], 24.0)
+    assert update.skipped and update.culprits == ("step 2, rank 1: left-1 right-1",)
+    assert same(everything_of(stepper), before), "weights, statistics, moments and averages are untouched"
+    assert not stepper.step(2, [good], 12.0).skipped
+    assert not same(everything_of(stepper), before)
+    stepper.step(3, [bad], 12.0)
+    with pytest.raises(InputError, match="2 steps in a row") as error:
+        stepper.step(4, [bad], 12.0)
+    assert "step 5, rank 1: left-1 right-1\n  step 4, rank 1: left-1 right-1" in str(error.value)
+    (folder / f"{ranks.rank}").touch()
+    ranks.barrier()
+    stepper.release()
+    accelerator.end_training()
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_by_all_and_its_samples_named(tmp_path):
+    in_processes(2, one_rank_has_no_finite_loss, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"0", "1"}
+
+
+def fp16_scaler(folder: Path) -> None:
+    """fp16's scaler around a model that computes in fp32: torch has no fp16 LSTM for CPUs."""
+    batch, weight = batch_of([4, 5, 6], 0), "decoder.classifier.weight"
+    config, plain = tiny()
+    stepper = Stepper(plain, config, Accelerator(mixed_precision="no", cpu=True), Ranks(0, 1), 9)
+    for step in range(3):
+        norm = stepper.step(step, [batch], 6.0).gradient_norm
+    accelerator = stepper.accelerator
+    steppers = []
+    for _ in range(2):
+        accelerator.native_amp = False
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=2)
+        accelerator.state._shared_state["_mixed_precision"] = "fp16"
+        steppers.append(Stepper(tiny()[1], config, accelerator, Ranks(0, 1), 9))
+        accelerator.native_amp = True  # gradients are unscaled; the forward pass was wrapped before
+    scaled, other = steppers
+    accelerator.scaler = scaled.optimizer.scaler
+    before, skipped = everything_of(scaled), 0
+    while scaled.step(0, [batch], 6.0).skipped:
+        assert same(everything_of(scaled), before)
+        skipped += 1
+    assert skipped > 2
+    for step in (1, 2):
+        update = scaled.step(step, [batch], 6.0)
+    assert update.gradient_norm == pytest.approx(norm, rel=1e-3), "clipped after unscaling"
+    torch.testing.assert_close(scaled.captioner.state_dict()[weight], plain.state_dict()[weight], rtol=1e-3, atol=1e-5)
+    saved = scaled.saved_state()
+    assert saved[1]["scaler"]["scale"] < 2.0**127
+    checkpoint.save(folder, checkpoint.RunState(3, 6, 1, ""), *saved[:2], {"config.yaml": "", "vocabulary.json": ""}, 2)
+    accelerator.scaler = other.optimizer.scaler
+    other.load(checkpoint.find(folder, "latest", pytest.fail))
+    assert other.saved_state()[1]["scaler"] == saved[1]["scaler"]
+
+
+def test_fp16_scales_skips_what_overflows_and_its_scale_is_saved(tmp_path):
+    in_processes(1, fp16_scaler, tmp_path)
+
+
+@pytest.mark.parametrize("setting", ["precision=fp16", "train.sync_batch_norm=true"])
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_what_needs_a_gpu_is_refused_without(scene_shards, tmp_path, empty_config, setting):
+    from captioning.training.setup import prepare
+
+    overrides = [*settings(scene_shards, tmp_path / "run", train__epochs=1), setting]
+    with pytest.raises(InputError, match="needs"):
+        prepare(configuration.load(empty_config, overrides), 1, lambda done, total: None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_synchronised_batch_norm_keeps_names_and_sees_a_single_image():
+    _, captioner = tiny()
+    names, x = list(captioner.state_dict()), torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    nn.SyncBatchNorm.convert_sync_batchnorm(captioner)
+    assert list(captioner.state_dict()) == names
+    captioner.projection = captioner.projection[0]
+    before = captioner.encoder.stages["layer4"][0].bn1.running_mean.clone()
+    captioner.train()(x, torch.tensor([[4, 5]]), torch.tensor([2]), torch.tensor([0]))
+    assert not torch.equal(captioner.encoder.stages["layer4"][0].bn1.running_mean, before), "it takes part in them"
+
+
+def compiled_steps(folder: Path) -> None:
+    states = []
+    for compiled in (False, True):
+        config, captioner = tiny()
+        config = replace(config, train=replace(config.train, compile=compiled))
+        stepper = Stepper(captioner, config, Accelerator(cpu=True), Ranks(0, 1), 9)
+        stepper.step(0, [batch_of([4, 5, 6], 0)], 6.0)
+        states.append(stepper.saved_state()[0])
+    plain, compiled_state = states
+    assert plain.keys() == compiled_state.keys()
+    weight = "encoder.stages.layer4.0.bn1.running_mean"
+    torch.testing.assert_close(plain[weight], compiled_state[weight], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.sweep
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler (g++), and there is none")
+def test_compiled_stages_keep_their_names_and_statistics(tmp_path):
+    in_processes(1, compiled_steps, tmp_path)
