@@ -12,7 +12,9 @@ def main() -> int:
     stop = StopSignals()
     from captioning.training.loop import train  # seconds of imports, in which a signal may come already
 
-    return PREEMPTED if train(config, stop) == "preempted" else 0
+    status = train(config, stop)
+    stop.ignore()
+    return PREEMPTED if status == "preempted" else 0
 
 
 def _arguments() -> tuple[str, list[str]]:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -78,6 +79,20 @@ def test_stopped_while_it_starts(scene_shards, tmp_path, empty_config):
     held.close()
     trained(1, settings(scene_shards, run, train__total_steps=2), empty_config)
     assert run_folder.status(run)[0] == "finished"
+
+
+def test_loader_workers_leave_signals_to_their_rank(scene_shards, tmp_path, empty_config):
+    """Every process of the job is told, over and over, from the moment the first worker is forked."""
+    run = tmp_path / "run"
+    overrides = settings(scene_shards, run, train__total_steps=2000, data__workers=3)
+    process = started(train_command(1, overrides, empty_config), tmp_path / "log")
+    wait_for(lambda: run_folder.status(run)[0] == "running" and psutil.Process(process.pid).children(), process)
+    while process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        time.sleep(0.002)
+    assert process.wait() == 75, (tmp_path / "log").read_text()[-2000:]
+    assert stopped_step(run) < 2000
 
 
 def test_a_rank_that_hangs_is_named_and_may_come_back(scene_shards, tmp_path, empty_config):

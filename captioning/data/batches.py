@@ -223,8 +223,22 @@ def evaluation_loader(
     return _loader(batches, parts, min(workers, len(parts)), pin=False)
 
 
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+
+
+class _Loader(DataLoader):
+    def __iter__(self):
+        # Workers are forked with stop signals held back until they ignore them: torch's own handler, which they set
+        # first, would let one end them.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _loader(dataset: Dataset, places, workers: int, pin: bool) -> DataLoader:
-    return DataLoader(
+    return _Loader(
         dataset,
         batch_size=None,
         sampler=places,
@@ -237,7 +251,7 @@ def _loader(dataset: Dataset, places, workers: int, pin: bool) -> DataLoader:
 
 def _leave_signals_to_the_rank(_worker: int) -> None:
     # A stop signal sent to the whole job must not kill the loaders under the step that is being finished.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in _STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

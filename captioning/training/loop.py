@@ -38,7 +38,7 @@ def train(config: Config, stop: StopSignals) -> str:
         InputError: for anything the user can mend: data, settings, a run folder of another experiment, a full disk.
     """
     accelerator, ranks = join(config.precision, config.train.world_size, config.train.hang_seconds)
-    prepared = False
+    prepared, trainer = False, None
     try:
         found = prepared_by_main(config, ranks, stop)
         prepared = True
@@ -58,7 +58,8 @@ def train(config: Config, stop: StopSignals) -> str:
     if holds_folder():
         run_folder.set_status(Path(config.run), status, detail)
     ranks.barrier()
-    trainer.stepper.release()
+    if trainer is not None:
+        trainer.stepper.release()
     accelerator.end_training()
     return status
 

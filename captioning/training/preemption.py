@@ -38,6 +38,11 @@ class StopSignals:
             os.write(2, f"\n{name}: saving and stopping at the end of this step\n".encode())
         self._signal = signal.Signals(number).name
 
+    def ignore(self) -> None:
+        """All is saved and said: as it exits, Python would let go of its handlers, and a signal would kill again."""
+        for number in STOPPING:
+            signal.signal(number, signal.SIG_IGN)
+
     @property
     def received(self) -> str | None:
         """Why this process should stop: a signal's name, or the launcher's death; None while it should go on."""
