@@ -19,6 +19,8 @@ import numpy as np
 from shards.errors import InputError
 from shards.hashing import hash64, key_of, uniform
 
+_STRETCH = 1024  # ranks of a lane that are computed together
+
 
 @dataclass(frozen=True)
 class Locality:
@@ -51,6 +53,7 @@ class EpochOrder:
             )
         self.size, self.global_batch_size = size, global_batch_size
         self.locality = locality or Locality()
+        self._kept: dict[int, tuple[int, np.ndarray]] = {}  # of each lane, the stretch last asked for
         self._lanes = min(self.locality.lanes, global_batch_size)
         self._jitter_key = key_of("window", fingerprint, seed, epoch, global_batch_size, self.locality)
         blocks = -(-size // self.locality.block)
@@ -78,7 +81,18 @@ class EpochOrder:
         return result
 
     def _lane_samples(self, lane: int, ranks: np.ndarray) -> np.ndarray:
-        """Samples at the given (ascending) ranks of a lane, each lane being shuffled within ``window``.
+        """Samples at the given (consecutive) ranks of a lane. A loader asks for few at a time, in order: the stretch
+        they are in is kept, or each batch would sort ``window`` neighbours of every lane again."""
+        stretch = int(ranks[0]) // _STRETCH
+        if int(ranks[-1]) // _STRETCH != stretch:
+            return self._shuffled(lane, ranks)
+        if self._kept.get(lane, (-1, ranks))[0] != stretch:
+            last = min((stretch + 1) * _STRETCH, self._lane_start(lane + 1) - self._lane_start(lane))
+            self._kept[lane] = (stretch, self._shuffled(lane, np.arange(stretch * _STRETCH, last)))
+        return self._kept[lane][1][ranks - stretch * _STRETCH]
+
+    def _shuffled(self, lane: int, ranks: np.ndarray) -> np.ndarray:
+        """Samples at ascending ranks of a lane, each lane being shuffled within ``window``.
 
         Element i of a lane sorts by i + uniform(0, window), so it lands less than ``window`` from its place: sorting
         the neighbourhood of the wanted ranks alone gives what sorting the whole lane would.

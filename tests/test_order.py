@@ -158,3 +158,14 @@ def test_resuming_at_every_step_and_twice_gives_what_remains(size, batch, world_
 @given(st.integers(0, 2**64 - 1))
 def test_few_random_numbers_are_those_of_the_arrays(key):
     assert uniforms(key, 5) == uniform(key, np.arange(5)).tolist()
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64])
+def test_step_by_step_from_anywhere_is_the_whole_epoch(batch):
+    """A lane is computed in stretches that are kept from batch to batch: over their ends, and after going back."""
+    size, locality = 6000, Locality(2, 8, 50)
+    whole = EpochOrder(size, "data", 0, 0, batch, locality).samples(0, size).tolist()
+    order = EpochOrder(size, "data", 0, 0, batch, locality)
+    for first in (4000, 0, 2100):
+        places = [(p, min(size, p + batch)) for p in range(first, size, batch)]
+        assert [s for start, stop in places for s in order.samples(start, stop).tolist()] == whole[first:]

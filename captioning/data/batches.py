@@ -100,16 +100,17 @@ class TrainBatches(Dataset):
         start, stop = rank_part(start, stop, self.rank, self.world_size)
         start, stop = rank_part(start, stop, micro, self.micro_batches(step))
         samples = self._order(epoch).samples(start, stop).tolist()
-        images, captions, keys, holes = [], [], [], []
+        pixels = _Pixels(len(samples), self.preprocessing.image_size)
+        captions, keys, holes = [], [], []
         for sample, read in zip(samples, read_samples(self.index, samples), strict=True):
             image = _decoded(read, partial(self.preprocessing.for_training, seed=self.seed, epoch=epoch, sample=sample))
             if isinstance(image, Hole):
                 holes.append(image)
                 continue
-            images.append(image)
+            pixels.add(image)
             captions.append(choose_captions(self.captions.of(sample), self.captions_per_image, epoch))
             keys.append(read.key)
-        return collate(step, epoch, images, captions, keys, holes, self.preprocessing.image_size)
+        return collate(step, epoch, pixels.images, captions, keys, holes)
 
     def shards_of(self, step: int) -> str:
         """For people: how many samples this rank reads for a step, and from which shards."""
@@ -148,8 +149,25 @@ def choose_captions(captions: list[np.ndarray], count: int, epoch: int) -> list[
     return [captions[(first + i) % len(captions)] for i in range(count)]
 
 
-def collate(step, epoch, images, captions, keys, holes, image_size: int) -> CaptionBatch:
-    """Stack images and pad their captions; both may be empty (a short step leaves some ranks nothing)."""
+class _Pixels:
+    """The images of a batch, each copied to its place when it was decoded: it is still in the cache then."""
+
+    def __init__(self, most: int, size: int):
+        self._rows, self._count = torch.empty(most, size, size, 3, dtype=torch.uint8), 0
+
+    def add(self, image: Tensor) -> None:
+        """One more, uint8 [3, S, S]."""
+        self._rows[self._count].copy_(image.permute(1, 2, 0))
+        self._count += 1
+
+    @property
+    def images(self) -> Tensor:
+        """uint8 [B, 3, S, S], channels last in memory: as decoders write them and convolutions like them."""
+        return self._rows[: self._count].permute(0, 3, 1, 2)
+
+
+def collate(step, epoch, images: Tensor, captions, keys, holes) -> CaptionBatch:
+    """Pad the captions of images; both may be empty (a short step leaves some ranks nothing)."""
     flat = [caption for of_image in captions for caption in of_image]
     ends = np.array([len(caption) for caption in flat], dtype=np.int64)
     words = np.full((len(flat), int(ends.max()) + 1 if flat else 0), PAD, dtype=np.int64)
@@ -158,16 +176,7 @@ def collate(step, epoch, images, captions, keys, holes, image_size: int) -> Capt
         words[np.arange(len(flat)), ends] = END
     owner = np.repeat(np.arange(len(captions)), [len(of_image) for of_image in captions])
     of_words, lengths, owners = map(torch.from_numpy, (words, ends + 1, owner))
-    pixels = _stacked(images, image_size)
-    return CaptionBatch(step, epoch, pixels, of_words, lengths, owners, tuple(keys), tuple(holes))
-
-
-def _stacked(images: list[Tensor], size: int) -> Tensor:
-    """uint8 [B, 3, S, S], channels last in memory: as decoders write them and convolutions like them."""
-    pixels = torch.empty(len(images), size, size, 3, dtype=torch.uint8)
-    for row, image in zip(pixels, images, strict=True):
-        row.copy_(image.permute(1, 2, 0))
-    return pixels.permute(0, 3, 1, 2)
+    return CaptionBatch(step, epoch, images, of_words, lengths, owners, tuple(keys), tuple(holes))
 
 
 @dataclass(frozen=True)
@@ -208,11 +217,16 @@ class EvaluationBatches(Dataset):
     preprocessing: Preprocessing
 
     def __getitem__(self, part: tuple[int, int]) -> ImageBatch:
-        read = zip(range(*part), read_samples(self.index, range(*part)), strict=True)
-        numbered = [(sample, _decoded(one, self.preprocessing.for_evaluation)) for sample, one in read]
-        good = [(sample, image) for sample, image in numbered if not isinstance(image, Hole)]
-        images = _stacked([image for _, image in good], self.preprocessing.image_size)
-        return ImageBatch(images, tuple(s for s, _ in good), tuple(h for _, h in numbered if isinstance(h, Hole)))
+        pixels = _Pixels(len(range(*part)), self.preprocessing.image_size)
+        samples, holes = [], []
+        for sample, read in zip(range(*part), read_samples(self.index, range(*part)), strict=True):
+            image = _decoded(read, self.preprocessing.for_evaluation)
+            if isinstance(image, Hole):
+                holes.append(image)
+            else:
+                pixels.add(image)
+                samples.append(sample)
+        return ImageBatch(pixels.images, tuple(samples), tuple(holes))
 
 
 def evaluation_loader(

@@ -22,7 +22,7 @@ class SplitLoss:
     def add(self, images: Tensor, samples: tuple[int, ...]) -> None:
         """uint8 [B, 3, S, S] on the model's device, and each image's number in the split; the model is in eval mode."""
         captions = [self.captions.of(sample) for sample in samples]
-        batch = collate(0, 0, [], captions, [], [], images.shape[-1])
+        batch = collate(0, 0, images, captions, [], [])
         wanted = batch.words[is_target(batch.words, batch.lengths)].to(images.device)
         words, lengths, owner = (tensor.to(images.device) for tensor in (batch.words, batch.lengths, batch.owner))
         logits, _ = self.model(images, words, lengths, owner)

@@ -93,11 +93,11 @@ def noise_batch(case: Case, captions: int = 5, seed: int = 0) -> CaptionBatch:
     """A batch of noise with captions as long as COCO's: 10.5 words on average, 6 to 20."""
     generator = torch.Generator().manual_seed(seed)
     size = (case.batch_size, 3, case.image_size, case.image_size)
-    images = list(torch.randint(0, 256, size, dtype=torch.uint8, generator=generator))
+    images = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
     lengths = (10.5 + 2.4 * torch.randn(case.batch_size, captions, generator=generator)).round().long().clamp(6, 20)
     words = [[torch.randint(4, WORDS, (n,), generator=generator).numpy() for n in row] for row in lengths.tolist()]
     keys = [str(i) for i in range(case.batch_size)]
-    return collate(0, 0, images, words, keys, [], case.image_size)
+    return collate(0, 0, images.contiguous(memory_format=torch.channels_last), words, keys, [])
 
 
 def stepper_of(case: Case, vocabulary_size: int = WORDS) -> Stepper:

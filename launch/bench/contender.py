@@ -31,6 +31,7 @@ NAMES = {
 
 def main() -> None:
     name, places, cores, workers = sys.argv[1:]
+    _import_all()  # on all cores; threads and processes made from here on stay on the given ones
     os.sched_setaffinity(0, map(int, cores.split(",")))
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print is not an answer
@@ -48,6 +49,15 @@ def main() -> None:
         print(images, _cpu_seconds() - cpu, file=answers)
 
 
+def _import_all() -> None:
+    import torch
+    import torchvision  # noqa: F401
+
+    import launch.bench.peers  # noqa: F401
+
+    torch.set_num_threads(1)
+
+
 def _cpu_seconds() -> float:
     """Of all threads of this process."""
     used = resource.getrusage(resource.RUSAGE_SELF)
@@ -55,11 +65,8 @@ def _cpu_seconds() -> float:
 
 
 def _batches(name: str, places: dict[str, Path], workers: int) -> Iterator[int]:
-    import torch
-
     from launch.bench import peers
 
-    torch.set_num_threads(1)
     small, originals, work = places["small"], places["originals"], places["work"] / name
     ids: Callable[[], dict[str, int]] = lambda: peers.vocabulary_of(small)  # noqa: E731
     match name:
