@@ -2,9 +2,9 @@
 
 import json
 import math
+import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -23,9 +23,8 @@ from captioning.data.transforms import preprocessing_of
 from captioning.data.vocabulary import END, START, from_json
 from captioning.model.captioner import Captioner
 from shards import index as shard_index
-from tests.conftest import free_ports, run_command, settings, train_command
+from tests.conftest import CPU_PROCESSES, ROOT, free_ports, run_command, settings, train_command
 from tests.test_launch import refused
-from tests.test_training import killed_at
 
 SCALARS = {
     "train/loss", "train/perplexity", "train/gradient_norm", "train/holes", "train/skipped_steps",
@@ -38,13 +37,21 @@ SCALARS = {
 
 @pytest.fixture(scope="module")
 def watched(scene_shards, tmp_path_factory, empty_config):
-    """A run that was killed after checkpoint 4 and continued by the same command; with what the second start said."""
+    """A run killed once its curves were on disk beyond its last checkpoint, and continued by the same command; with
+    what the second start said."""
     run = tmp_path_factory.mktemp("monitor") / "run"
     overrides = settings(
-        scene_shards, run, train__epochs=3, data__val=scene_shards / "val.json", evaluate__every_steps=3
-    )
+        scene_shards, run, train__epochs=3, data__val=scene_shards / "val.json", evaluate__every_steps=3,
+        checkpoint__every_steps=5,
+    )  # fmt: skip
     command = train_command(1, overrides, empty_config)
-    killed_at(4, signal.SIGKILL, command, run, with_ranks=True)
+    process = subprocess.Popen(command, env={**os.environ, **CPU_PROCESSES}, cwd=ROOT, stderr=subprocess.DEVNULL)
+    scores, deadline = run / "scores.jsonl", time.monotonic() + 120
+    while not (scores.exists() and '"step": 9' in scores.read_text()):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
     assert run_folder.status(run)[0] == "running"
     done = run_command(command)
     assert done.returncode == 0, done.stderr[-2000:]
