@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable
 from importlib.util import find_spec
 
 import pytest
@@ -35,23 +36,30 @@ SCALARS = {
 }  # fmt: skip
 
 
+def killed(command: list[str], done: Callable[[], bool]) -> None:
+    """Start a run of one process and SIGKILL it once ``done``."""
+    process = subprocess.Popen(command, env={**os.environ, **CPU_PROCESSES}, cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not done():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+
+
 @pytest.fixture(scope="module")
 def watched(scene_shards, tmp_path_factory, empty_config):
-    """A run killed once its curves were on disk beyond its last checkpoint, and continued by the same command; with
-    what the second start said."""
+    """A run killed twice, with its curves on disk beyond its last checkpoint, and as soon as it had a checkpoint;
+    continued by the same command. With what the last start said."""
     run = tmp_path_factory.mktemp("monitor") / "run"
     overrides = settings(
         scene_shards, run, train__epochs=3, data__val=scene_shards / "val.json", evaluate__every_steps=3,
         checkpoint__every_steps=5,
     )  # fmt: skip
     command = train_command(1, overrides, empty_config)
-    process = subprocess.Popen(command, env={**os.environ, **CPU_PROCESSES}, cwd=ROOT, stderr=subprocess.DEVNULL)
-    scores, deadline = run / "scores.jsonl", time.monotonic() + 120
-    while not (scores.exists() and '"step": 9' in scores.read_text()):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
-    process.kill()
-    process.wait()
+    scores = run / "scores.jsonl"
+    killed(command, lambda: scores.exists() and '"step": 9' in scores.read_text())  # and the checkpoint is of step 5
+    killed(command, lambda: 10 in checkpoint.steps(run))
     assert run_folder.status(run)[0] == "running"
     done = run_command(command)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -68,7 +76,7 @@ def test_curves_have_each_step_once_after_a_kill(watched, events):
     for tag in SCALARS:
         steps = [event.step for event in events.Scalars(tag)]
         assert steps == ([3, 6, 9, 12, 15, 18] if tag.startswith("val/") else list(range(1, 19))), tag
-    assert len(list((watched[0] / "tensorboard").iterdir())) == 2, "one run with two files, no runs below it"
+    assert len(list((watched[0] / "tensorboard").iterdir())) == 3, "one run with a file a start, no runs below it"
 
 
 def test_values_are_what_they_are_called(events):
