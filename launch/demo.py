@@ -23,6 +23,7 @@ PACK = ["python", "-m", "launch.pack", "scenes", "--count", "6000", "--out", f"{
 TRAIN = ["accelerate", "launch", "--config_file", "launch/accelerate/cpu2.yaml", "launch/train.py", "configs/demo.yaml"]
 EVALUATE = ["python", "-m", "launch.evaluate", f"{RUN}", "--json", f"{SCORES}"]
 CAPTION = ["python", "-m", "launch.caption", f"{RUN}", f"{FOLDER}/unseen"]
+REPORT = ["python", "-m", "launch.report", f"{RUN}"]
 INTERRUPT_AT = 500  # optimizer steps; about half
 RIGHT_SHARE, TIMES_WRONG_IMAGES = 0.8, 3.0  # what the demo promises: it fails below
 
@@ -38,11 +39,12 @@ def main() -> int:
     _draw_unseen(count=12)
     _do("Caption image files", CAPTION)
     right, total = _right_captions()
+    _do("Report", REPORT)
     scores = json.loads(SCORES.read_text())["scores"]
     looking, blind = scores["CIDEr-D"], scores["CIDEr-D, wrong images"]
     print(f"\nright colour and shape of everything in it: {right} of {total} unseen scenes ({right / total:.1%})")
     print(f"CIDEr-D {looking:.2f}; the same captions beside the wrong images {blind:.2f} ({looking / blind:.1f} times)")
-    print(f"pictures with captions: {FOLDER}/captions.png    curves: tensorboard --logdir {RUN}/tensorboard")
+    print(f"all about the run: {RUN}/report.html    pictures with captions: {FOLDER}/captions.png")
     print(f"all of it in {(time.monotonic() - started) / 60:.1f} minutes")
     return 0 if right >= RIGHT_SHARE * total and looking >= TIMES_WRONG_IMAGES * blind else 1
 

@@ -11,6 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from captioning import checkpoint
+from captioning import config as configuration
+from captioning.checkpoint import RunState
+from captioning.data import vocabulary as vocab
+from captioning.data.vocabulary import Vocabulary
+from captioning.model.captioner import Captioner
 from shards import index as shard_index
 from shards import scenes, sources
 from shards.index import Index
@@ -109,6 +115,24 @@ def empty_config(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("config") / "empty.yaml"
     path.write_text("{}\n")
     return path
+
+
+UNTRAINED_WORDS = Vocabulary((*vocab.SPECIAL, "a", "red", "blue", "star", "moon", "."))
+
+
+def untrained_run(folder: Path, seed: int = 0, vocabulary: Vocabulary = UNTRAINED_WORDS, **changes) -> Path:
+    """A run folder with a checkpoint of step 1 whose model has learned nothing; in all else like a trained one."""
+    changes = {"decoder__kind": "attention", "encoder__grid_size": 3, "train__epochs": 1} | changes
+    changes = {"data__train": folder / "train.json"} | changes
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text("{}\n")
+    config = configuration.load(folder / "config.yaml", settings(folder, folder, **changes))
+    torch.manual_seed(seed)
+    model = Captioner(config, len(vocabulary))
+    model.decoder.classifier.bias.data[vocab.END] = -1.0  # captions of some words
+    texts = {"config.yaml": configuration.save_text(config), "vocabulary.json": vocabulary.to_json()}
+    checkpoint.save(folder, RunState(1, 8, 1, "f"), model.state_dict(), {}, texts, keep=2)
+    return folder
 
 
 def coco_mini() -> Path:

@@ -8,40 +8,19 @@ import pytest
 import torch
 from PIL import Image
 
-from captioning import checkpoint
-from captioning import config as configuration
-from captioning.checkpoint import RunState
-from captioning.data import vocabulary as vocab
 from captioning.data.vocabulary import Vocabulary
-from captioning.model.captioner import Captioner
 from captioning.model.search import SearchOptions
 from captioning.predict import Caption, Predictor
 from captioning.report.pictures import annotated, shade
 from launch.images import images_at, random_images
 from shards import scenes
 from shards.errors import InputError
-from tests.conftest import module, run_command, settings
-
-WORDS = Vocabulary((*vocab.SPECIAL, "a", "red", "blue", "star", "moon", "."))
-
-
-def write_run(folder, seed=0, vocabulary=WORDS, **changes):
-    """A run folder whose model has seen nothing: random, but in all else like a trained one."""
-    changes = {"decoder__kind": "attention", "encoder__grid_size": 3, "train__epochs": 1} | changes
-    overrides = settings(folder, folder, **changes)
-    (folder.parent / "empty.yaml").write_text("{}\n")
-    config = configuration.load(folder.parent / "empty.yaml", overrides)
-    torch.manual_seed(seed)
-    model = Captioner(config, len(vocabulary))
-    model.decoder.classifier.bias.data[vocab.END] = -1.0  # captions of some words
-    texts = {"config.yaml": configuration.save_text(config), "vocabulary.json": vocabulary.to_json()}
-    checkpoint.save(folder, RunState(1, 8, 1, "f"), model.state_dict(), {}, texts, keep=2)
-    return folder
+from tests.conftest import UNTRAINED_WORDS, module, run_command, untrained_run
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return write_run(tmp_path_factory.mktemp("predict") / "run")
+    return untrained_run(tmp_path_factory.mktemp("predict") / "run")
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +44,10 @@ def test_a_caption_of_any_kind_of_image(predictor, pictures, tmp_path):
     captions = predictor.caption(kinds, batch_size=3)
     first = captions[0]
     assert isinstance(first, Caption) and str(first) == first.text and len(first.words) > 1
-    assert first.text == WORDS.decode([WORDS.ids[word] for word in first.words]) and first.log_probability < 0
+    assert (
+        first.text == UNTRAINED_WORDS.decode([UNTRAINED_WORDS.ids[word] for word in first.words])
+        and first.log_probability < 0
+    )
     for caption in captions:
         assert caption.words == first.words
         assert caption.log_probability == pytest.approx(first.log_probability, abs=1e-4)
@@ -130,13 +112,13 @@ def test_beams_and_ensembles(run, predictor, pictures, tmp_path):
     twice = Predictor.from_checkpoint([run, run], device="cpu").caption(pictures)
     for one, two in zip(predictor.caption(pictures), twice, strict=True):
         assert one.words == two.words and one.log_probability == pytest.approx(two.log_probability, abs=1e-4)
-    other = Predictor.from_checkpoint([run, write_run(tmp_path / "b", seed=1)], device="cpu").caption(pictures)
+    other = Predictor.from_checkpoint([run, untrained_run(tmp_path / "b", seed=1)], device="cpu").caption(pictures)
     assert [c.log_probability for c in other] != [c.log_probability for c in twice]
-    words = Vocabulary(WORDS.words[:-1])
+    words = Vocabulary(UNTRAINED_WORDS.words[:-1])
     with pytest.raises(InputError, match="another vocabulary"):
-        Predictor.from_checkpoint([run, write_run(tmp_path / "c", vocabulary=words)])
+        Predictor.from_checkpoint([run, untrained_run(tmp_path / "c", vocabulary=words)])
     with pytest.raises(InputError, match="another size"):
-        Predictor.from_checkpoint([run, write_run(tmp_path / "d", data__resize_size=64, data__image_size=64)])
+        Predictor.from_checkpoint([run, untrained_run(tmp_path / "d", data__resize_size=64, data__image_size=64)])
 
 
 def test_images_as_people_name_them(tmp_path, monkeypatch, scene_shards):

@@ -13,7 +13,7 @@ _MOST_POINTS = 240
 
 def chart(title: str, series: Mapping[str, Points], about: str = "", may_be_log: bool = False) -> str:
     """A figure of lines over optimizer steps, at most four; logarithmic, if it may be, where values spread
-    more than 30-fold.
+    more than tenfold.
 
     Long series are averaged over neighbours. Empty where there is nothing to draw.
     """
@@ -24,7 +24,7 @@ def chart(title: str, series: Mapping[str, Points], about: str = "", may_be_log:
     if not drawn:
         return ""
     values = [y for points in drawn.values() for _, y in points]
-    logarithmic = may_be_log and min(values) > 0 and max(values) / min(values) > 30
+    logarithmic = may_be_log and min(values) > 0 and max(values) / min(values) > 10
     ticks = _log_ticks(min(values), max(values)) if logarithmic else _ticks(min(values), max(values), 4)
     low, high = (math.log(ticks[0]), math.log(ticks[-1])) if logarithmic else (ticks[0], ticks[-1])
     steps = [x for points in drawn.values() for x, _ in points]
@@ -65,7 +65,7 @@ def chart(title: str, series: Mapping[str, Points], about: str = "", may_be_log:
     notes = " · ".join(note for note in (about, "logarithmic" if logarithmic else "") if note)
     return (
         f"<figure><figcaption><strong>{escape(title)}</strong>{keys if len(drawn) > 1 else ''}"
-        f"{f' <span>{escape(notes)}</span>' if notes else ''}</figcaption>\n"
+        f"{f' · {escape(notes)}' if notes else ''}</figcaption>\n"
         f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)} over steps: '
         f'{escape(says)}">{"".join(parts)}</svg></figure>'
     )

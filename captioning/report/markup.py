@@ -90,8 +90,9 @@ def table(
         kinds = [' class="number"' if i in numbers else "" for i in range(len(cells))]
         return "".join(f"<{tag}{kind}>{cell}</{tag}>" for kind, cell in zip(kinds, cells, strict=True))
 
+    own_row = ' class="own"'
     body = "\n".join(
-        f"<tr{' class=own' if number == own else ''}>{row(cells, 'td')}</tr>" for number, cells in enumerate(rows)
+        f"<tr{own_row if number == own else ''}>{row(cells, 'td')}</tr>" for number, cells in enumerate(rows)
     )
     return (
         f'<div class="scroll"><table><thead><tr>{row(head, "th")}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
