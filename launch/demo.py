@@ -19,11 +19,7 @@ from shards import scenes
 
 FOLDER = Path("runs/demo")
 RUN, SHARDS, SCORES = FOLDER / "run", FOLDER / "shards", FOLDER / "scores.json"
-PACK = ["python", "-m", "launch.pack", "scenes", "--count", "6000", "--out", f"{SHARDS}"]
-TRAIN = ["accelerate", "launch", "--config_file", "launch/accelerate/cpu2.yaml", "launch/train.py", "configs/demo.yaml"]
-EVALUATE = ["python", "-m", "launch.evaluate", f"{RUN}", "--json", f"{SCORES}"]
-CAPTION = ["python", "-m", "launch.caption", f"{RUN}", f"{FOLDER}/unseen"]
-REPORT = ["python", "-m", "launch.report", f"{RUN}"]
+TRAIN = "accelerate launch --config_file launch/accelerate/cpu2.yaml launch/train.py configs/demo.yaml"
 INTERRUPT_AT = 500  # optimizer steps; about half
 RIGHT_SHARE, TIMES_WRONG_IMAGES = 0.8, 3.0  # what the demo promises: it fails below
 
@@ -32,16 +28,15 @@ def main() -> int:
     argparse.ArgumentParser(prog="python -m launch.demo", description=__doc__).parse_args()
     started = time.monotonic()
     shutil.rmtree(FOLDER, ignore_errors=True)
-    _do("Pack drawn scenes", PACK)
+    _do("Pack drawn scenes", f"python -m launch.pack scenes --count 6000 --out {SHARDS}")
     _train_and_interrupt()
     _do("The same command again: it continues", TRAIN)
-    _do("Evaluate on scenes it has not seen", EVALUATE)
+    _do("Evaluate on scenes it has not seen", f"python -m launch.evaluate {RUN} --json {SCORES}")
     _draw_unseen(count=12)
-    _do("Caption image files", CAPTION)
+    _do("Caption image files", f"python -m launch.caption {RUN} {FOLDER}/unseen")
     right, total = _right_captions()
-    _do("Report", REPORT)
-    scores = json.loads(SCORES.read_text())["scores"]
-    looking, blind = scores["CIDEr-D"], scores["CIDEr-D, wrong images"]
+    _do("Report on one page", f"python -m launch.report {RUN}")
+    looking, blind = (json.loads(SCORES.read_text())["scores"][f"CIDEr-D{what}"] for what in ("", ", wrong images"))
     print(f"\nright colour and shape of everything in it: {right} of {total} unseen scenes ({right / total:.1%})")
     print(f"CIDEr-D {looking:.2f}; the same captions beside the wrong images {blind:.2f} ({looking / blind:.1f} times)")
     print(f"all about the run: {RUN}/report.html    pictures with captions: {FOLDER}/captions.png")
@@ -49,14 +44,14 @@ def main() -> int:
     return 0 if right >= RIGHT_SHARE * total and looking >= TIMES_WRONG_IMAGES * blind else 1
 
 
-def _start(what: str, command: list[str], **options) -> subprocess.Popen:
+def _start(what: str, command: str, **options) -> subprocess.Popen:
     """Say what is run, as a person would type it, and run it with this very Python and its neighbours."""
-    print(f"\n== {what}\n$ {' '.join(command)}", flush=True)
+    print(f"\n== {what}\n$ {command}", flush=True)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    return subprocess.Popen(command, env={**os.environ, "PATH": path}, text=True, **options)
+    return subprocess.Popen(command.split(), env={**os.environ, "PATH": path}, text=True, **options)
 
 
-def _do(what: str, command: list[str]) -> None:
+def _do(what: str, command: str) -> None:
     if code := _start(what, command).wait():
         sys.exit(f"demo: that command failed with status {code}")
 
