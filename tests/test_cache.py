@@ -1,0 +1,147 @@
+"""The machine's cache of shards: bounded, whole, shared by processes, and none the worse for a kill."""
+
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from shards import cache, ranges
+from shards.cache import Cache
+from shards.errors import InputError
+from shards.urls import Url
+from tests.conftest import ROOT
+
+SIZE = 200_000
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(cache, "_failed", {})
+    monkeypatch.setattr(ranges, "FIRST_WAIT", 0.01)
+
+
+@pytest.fixture
+def shards(tmp_path) -> list[tuple[Url, bytes, str]]:
+    """Eight files that only a command can read: where, what is in them, its sha256."""
+    folder, rng = tmp_path / "remote", random.Random(0)
+    folder.mkdir()
+    found = []
+    for number in range(8):
+        data = rng.randbytes(SIZE)
+        (folder / f"s{number}.tar").write_bytes(data)
+        found.append((Url(f"pipe:cat {folder}/", f"s{number}.tar"), data, hashlib.sha256(data).hexdigest()))
+    return found
+
+
+def held(folder: Path) -> int:
+    sizes = []
+    for path in folder.glob("*.*"):
+        try:
+            sizes.append(path.stat().st_size)
+        except FileNotFoundError:
+            continue
+    return sum(sizes)
+
+
+READER = """
+import hashlib, random, sys
+from pathlib import Path
+from shards.cache import Cache
+from shards.urls import Url
+remote, folder, limit, seed = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+contents = [(remote / f"s{n}.tar").read_bytes() for n in range(8)]
+names = [hashlib.sha256(data).hexdigest() for data in contents]
+cache, rng = Cache(folder, limit), random.Random(seed)
+for _ in range(40):
+    n, at = rng.randrange(8), rng.randrange(190_000)
+    url = Url(f"pipe:cat {remote}/", f"s{n}.tar")
+    assert cache.read(url, 200_000, names[n], at, 5000) == contents[n][at : at + 5000]
+"""
+
+
+def test_processes_share_a_cache_that_is_smaller_than_what_they_read(shards, tmp_path):
+    limit = 3 * SIZE + SIZE // 2
+    folder = tmp_path / "cache"
+    arguments = [str(tmp_path / "remote"), str(folder), str(limit)]
+    readers = [subprocess.Popen([sys.executable, "-c", READER, *arguments, str(seed)], cwd=ROOT) for seed in range(4)]
+    largest, deadline = 0, time.monotonic() + 200
+    while any(reader.poll() is None for reader in readers):
+        assert time.monotonic() < deadline, "a hang"
+        largest = max(largest, held(folder))
+        time.sleep(0.002)
+    assert [reader.returncode for reader in readers] == [0] * 4
+    assert 0 < largest <= limit
+    assert not list(folder.glob("*.part"))
+
+
+def test_a_killed_fetch_is_taken_over_and_its_rest_removed(shards, tmp_path):
+    folder = tmp_path / "cache"
+    (url, data, name), (_, _, other) = shards[0], shards[1]
+    for which in (name, other):
+        slow = Url(f"pipe:head -c 100000 {tmp_path}/remote/", "s0.tar", "; sleep 20")
+        script = (
+            "import sys; from pathlib import Path; from shards.cache import Cache; from shards.urls import Url\n"
+            f"Cache(Path({str(folder)!r})).read({slow!r}, {SIZE}, {which!r}, 0, 9)"
+        )
+        killed = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
+        deadline = time.monotonic() + 60
+        while not cache._has_size(folder / f"{which}.part", SIZE):
+            assert killed.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        os.kill(killed.pid, signal.SIGKILL)
+        killed.wait()
+    assert [path.stem for path in folder.glob("*.part")] == [other], "the second fetch removed the first one's rest"
+    assert Cache(folder, 2 * SIZE).read(url, SIZE, name, 5, 100) == data[5:105]
+    assert sorted(path.name for path in folder.glob("*.*")) == [f"{name}.tar"]
+
+
+def test_the_least_recently_read_go_first(shards, tmp_path):
+    bounded = Cache(tmp_path / "cache", 2 * SIZE)
+    for number in (0, 1, 0, 2):
+        url, data, name = shards[number]
+        assert bounded.read(url, SIZE, name, 0, 50) == data[:50]
+        time.sleep(0.02)
+    assert {path.stem for path in bounded.folder.glob("*.tar")} == {shards[0][2], shards[2][2]}
+
+
+def test_what_is_being_read_stays(shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "_PATIENCE", 0.3)
+    bounded = Cache(tmp_path / "cache", SIZE)
+    (url, data, name), (other, other_data, other_name) = shards[:2]
+    bounded.read(url, SIZE, name, 0, 50)
+    with cache._opened(bounded.folder / f"{name}.tar") as file:
+        with pytest.raises(OSError, match="full of shards in use"):
+            bounded.read(other, SIZE, other_name, 0, 50)
+        assert os.pread(file, 50, 0) == data[:50] and (bounded.folder / f"{name}.tar").exists()
+    monkeypatch.setattr(cache, "_failed", {})
+    assert bounded.read(other, SIZE, other_name, 0, 50) == other_data[:50]
+
+
+def test_only_the_shard_that_the_index_tells_of_gets_in(shards, tmp_path):
+    whole = Cache(tmp_path / "cache")
+    url, data, name = shards[0]
+    with pytest.raises(OSError, match="not those that were packed"):
+        whole.read(url, SIZE, shards[1][2], 0, 9)
+    with pytest.raises(OSError, match="more than the"):
+        whole.read(url, SIZE - 1, shards[2][2], 0, 9)
+    with pytest.raises(OSError, match="the index says"):
+        whole.read(url, SIZE + 1, shards[3][2], 0, 9)
+    assert not list(whole.folder.glob("*.*"))
+    (tmp_path / "remote" / "s0.tar").unlink()
+    with pytest.raises(OSError, match="not those that were packed"):
+        whole.read(url, SIZE, shards[1][2], 0, 9)  # not tried again at once
+    (tmp_path / "remote" / "s0.tar").write_bytes(data)
+    (whole.folder / f"{name}.tar").write_bytes(data[:-1])  # cut short by whatever
+    assert whole.read(url, SIZE, name, 0, SIZE) == data
+
+
+def test_a_cache_smaller_than_a_shard_is_told(shards, tmp_path):
+    url, _, name = shards[0]
+    with pytest.raises(InputError, match=r"data\.cache_gb"):
+        Cache(tmp_path, SIZE - 1).read(url, SIZE, name, 0, 9)
