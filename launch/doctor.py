@@ -4,6 +4,7 @@ Start it as training is started, `accelerate launch [...] -m launch.doctor`, to 
 """
 
 import argparse
+import os
 from pathlib import Path
 
 from rich.console import Console
@@ -27,7 +28,7 @@ def main() -> int:
     arguments = _arguments()
     target = arguments.target
     if target is not None and not Path(target).is_dir():
-        return _of_split(target, arguments)
+        return _of_split(target, arguments) if os.environ.get("RANK", "0") == "0" else 0
     return _of_machine(Path(target) if target else None)
 
 

@@ -12,7 +12,7 @@ from captioning.config import Config, load, save_text
 from captioning.data import vocabulary as vocab
 from captioning.diagnosis import split
 from captioning.diagnosis.checks import Check, look, size
-from captioning.diagnosis.run import largest_micro_batch, run_checks
+from captioning.diagnosis.run import largest_micro_batch, run_checks, try_micro_batch
 from shards import sources
 from shards.pack import pack
 from shards.plan import Settings
@@ -108,6 +108,13 @@ def test_whatever_a_check_meets_is_told_and_no_crash():
     told = look("largest micro-batch", lambda: largest_micro_batch(Config(), 100, torch.device("cpu")))
     assert told == Check("largest micro-batch", "tried on a GPU only")
     assert (size(999), size(1_500_000)) == ("999 bytes", "1.5 MB")
+
+
+@pytest.mark.parametrize("kind", ["lstm", "attention", "transformer"])
+def test_what_is_tried_on_a_gpu_runs(empty_config, tmp_path, kind):
+    """The pass whose memory is tried, on a CPU: of as many images, the longest captions, and every decoder."""
+    config = load(empty_config, settings(tmp_path, tmp_path, decoder__kind=kind, train__epochs=1))
+    try_micro_batch(config, 10, 3, torch.device("cpu"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the largest micro-batch is tried on a GPU only")

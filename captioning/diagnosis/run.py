@@ -93,7 +93,7 @@ def largest_micro_batch(config: Config, words: int, device: torch.device) -> Che
     fits = 0
     for images in _doubling(MOST_IMAGES):
         try:
-            _try(config, words, images, device)
+            try_micro_batch(config, words, images, device)
         except torch.OutOfMemoryError:
             break
         finally:
@@ -113,7 +113,7 @@ def _doubling(most: int) -> Iterator[int]:
         images *= 2
 
 
-def _try(config: Config, words: int, images: int, device: torch.device) -> None:
+def try_micro_batch(config: Config, words: int, images: int, device: torch.device) -> None:
     """One forward and backward pass of ``images`` with the longest captions, and room for Adam's moments."""
     model = Captioner(config, words).to(device).train()
     moments = [torch.zeros_like(p) for p in model.parameters() if p.requires_grad for _ in range(2)]
@@ -126,5 +126,6 @@ def _try(config: Config, words: int, images: int, device: torch.device) -> None:
     kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
     with torch.autocast(device.type, kinds.get(config.precision), enabled=config.precision in kinds):
         logits, penalty = model(pixels, ids, lengths, owner)
-    (token_loss(logits, ids.flatten(), ids.numel(), 1) + penalty).backward()
+    loss, _ = token_loss(logits, ids.flatten(), ids.numel(), 1)
+    (loss + penalty).backward()
     del moments
