@@ -50,7 +50,7 @@ class DecoderConfig:
     num_layers: int = 1
     num_heads: int = 8  # of the transformer
     dropout: float = 0.0  # on the word embeddings, between layers, and before the word classifier
-    attention_regulariser: float = 1.0  # for attention: weight of looking at every place once in a caption
+    attention_regulariser: float = 1.0  # for attention: weight of looking at every place once; less for a small grid
 
 
 @dataclass(frozen=True)
