@@ -4,7 +4,7 @@ import os
 import signal
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from threading import Thread
 
 from shards.images import UnreadableImageError, to_training_jpeg
@@ -20,13 +20,17 @@ class Converter:
     def __init__(self, places: Places, short_side: int, quality: int, workers: int):
         # Forked workers would inherit whatever threads the caller runs; a fork server starts clean.
         context = get_context("forkserver")
+        self._others = set(active_children())
         self._pool = ProcessPoolExecutor(workers, context, _start_worker, (places, short_side, quality))
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        self._pool.shutdown(cancel_futures=True)
+    def __exit__(self, error, *_):
+        if error is not None:  # a pool interrupted while it starts may never tell its workers to end, and wait for them
+            for worker in set(active_children()) - self._others:
+                worker.kill()
+        self._pool.shutdown(wait=error is None, cancel_futures=True)
 
     def __call__(self, names: Iterable[str]) -> Iterator[bytes | str]:
         """JPEG bytes, or the reason why there are none, for each image."""
