@@ -95,3 +95,13 @@ def test_every_mode_runs(mode, scene_shards, tmp_path):
 def test_a_mistyped_case_is_a_short_error():
     done = run_command(module("launch.bench", "step", "--case", "resnet18:layer9:lstm:no"))
     assert done.returncode == 2 and "layer9" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.sweep
+def test_the_data_benchmark_runs_on_drawn_images(tmp_path):
+    options = ["--only", "ours", "decoding", "usual", "--rounds", "1", "--seconds", "0.2", "--length", "600"]
+    done = run_command(module("launch.bench", "data", *options, "--json", tmp_path / "bench.json"), timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two, first, order, rank = json.loads((tmp_path / "bench.json").read_text())["tables"]
+    assert len(one["rows"]) == len(two["rows"]) == 3 and len(first["rows"]) == 2
+    assert order["rows"] and rank["rows"]

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from captioning.config import from_dict
 from captioning.data import captions as encoded
-from captioning.data.batches import TrainBatches, train_steps
+from captioning.data.batches import TrainBatches, open_split, train_steps
 from captioning.data.captions import EncodedCaptions
 from captioning.data.transforms import Preprocessing
 from shards import cache, ranges, reader, scenes, storage, streams
@@ -256,3 +257,17 @@ def test_many_shards_through_a_cache_of_two(tmp_path, monkeypatch):
         read = list(read_samples(remote, range(len(index))))
         assert [s.image_bytes for s in read] == [s.image_bytes for s in read_samples(index, range(len(index)))]
         assert sum(file.stat().st_size for file in (tmp_path / "cache").iterdir()) <= bounded.limit
+
+
+def test_a_cache_that_cannot_hold_the_set_is_told_before_it_crawls(scene_shards, tmp_path, capsys):
+    for gb, warned in ((1.0, False), (1e-6, True)):
+        config = from_dict(
+            {
+                "run": "r",
+                "train": {"epochs": 1},
+                "data": {"train": "t", "cache_gb": gb, "cache_dir": str(tmp_path)},
+            },
+            "",
+        )
+        open_split(f"pipe:cat {scene_shards}/train.json", config)
+        assert ("fetched again and again" in capsys.readouterr().err) == warned

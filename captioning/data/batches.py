@@ -2,7 +2,9 @@
 
 import atexit
 import multiprocessing.util
+import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -18,6 +20,7 @@ from captioning.data.captions import EncodedCaptions
 from captioning.data.transforms import Preprocessing
 from captioning.data.vocabulary import END, PAD
 from shards import index as shard_index
+from shards import storage
 from shards.cache import Cache, default_folder
 from shards.images import UnreadableImageError
 from shards.index import Index
@@ -33,6 +36,13 @@ def open_split(path: str, config: Config) -> Index:
     """
     index = shard_index.load(path, cache_of(config))
     index.check_files()
+    fetched = sum(shard.filesize for shard in index.shards if storage.needs_cache(shard.path))
+    if fetched > index.cache.limit and os.environ.get("RANK", "0") == "0":
+        print(
+            f"warning: {index.path} has {fetched / 1e9:.1f} GB and data.cache_gb={config.data.cache_gb:g}: an epoch reads "
+            "from most shards at any time, so they will be fetched again and again. Raise it, or use http(s)://.",
+            file=sys.stderr,
+        )
     return index
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 
 from launch.bench import data_scale
@@ -57,8 +58,12 @@ class _Contender:
         assert self._process.stdin is not None and self._process.stdout is not None
         self._ask, self._answers, self.seconds = self._process.stdin, self._process.stdout, seconds
         self.per_cpu_second: list[float] = []
+
+    @cached_property
+    def absent(self) -> str | None:
+        """Why it cannot take part; None when it is ready. Waits until it knows."""
         answer = self._answers.readline().strip()
-        self.absent = None if answer == "ready" else answer.removeprefix("missing ") or "it ended without a word"
+        return None if answer == "ready" else answer.removeprefix("missing ") or "it ended without a word"
 
     def __call__(self) -> int:
         self._ask.write(f"{self.seconds}\n")
