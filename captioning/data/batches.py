@@ -39,8 +39,8 @@ def open_split(path: str, config: Config) -> Index:
     fetched = sum(shard.filesize for shard in index.shards if storage.needs_cache(shard.path))
     if fetched > index.cache.limit and os.environ.get("RANK", "0") == "0":
         print(
-            f"warning: {index.path} has {fetched / 1e9:.1f} GB and data.cache_gb={config.data.cache_gb:g}: an epoch reads "
-            "from most shards at any time, so they will be fetched again and again. Raise it, or use http(s)://.",
+            f"warning: {index.path} has {fetched / 1e9:.1f} GB and data.cache_gb={config.data.cache_gb:g}: an epoch "
+            "reads from most shards at any time, so they will be fetched again and again. Raise it, or use http(s)://.",
             file=sys.stderr,
         )
     return index
