@@ -129,7 +129,7 @@ def looks(picture: str, caption: Caption) -> str:
 
 
 def _veil(weights: np.ndarray) -> str:
-    """Grey of the opacity ``shade`` gives, as a PNG of 48 pixels."""
-    alpha = (255 * shade(weights, 48)).round().astype(np.uint8)
+    """Grey of the opacity ``shade`` gives, as a PNG of 32 pixels."""
+    alpha = (255 * shade(weights, 32)).round().astype(np.uint8)
     grey = np.full_like(alpha, round(255 * GREY))
     return data_url(Image.fromarray(np.stack([grey, alpha], axis=-1), "LA"), "PNG", compress_level=9)
