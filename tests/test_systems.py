@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from captioning import checkpoint
 from captioning import config as configuration
+from captioning.checkpoint import Checkpoint, RunState
 from captioning.config import Config
 from captioning.data import captions as encoded
 from captioning.data.batches import TrainBatches
@@ -112,10 +114,13 @@ def test_a_continued_run_is_the_uninterrupted_one(kind, scene_shards, tmp_path, 
     whole, first, second = (stepper_of(config, vocabulary) for _ in range(3))
     train(whole, 0, 4)
     train(first, 0, 2)
-    second.captioner.load_state_dict(first.model_state())
-    second.load_optimizer_state(first.optimizer_state())
+    model, optimizer, _ = first.saved_state()
+    texts = {"config.yaml": "", "vocabulary.json": ""}
+    saved = Checkpoint(checkpoint.save(tmp_path / "run", RunState(2, 16, 1, ""), model, optimizer, texts, keep=2))
+    second.captioner.load_state_dict(saved.model())
+    second.load(saved)
     train(second, 2, 4)
-    state, expected = second.model_state(), whole.model_state()
+    state, expected = second.captioner.state_dict(), whole.captioner.state_dict()
     assert [name for name in expected if not torch.equal(state[name], expected[name])] == []
 
 
