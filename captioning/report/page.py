@@ -58,17 +58,14 @@ def html(facts: Facts, costs: Profile | None) -> str:
 def _head(facts: Facts) -> str:
     config = facts.predictor.config
     state, detail = facts.status
-    tiles = {
-        f"{facts.predictor.step:,}": "optimizer steps",
-        f"{len(facts.train):,}" if facts.train else "": "training images",
-        f"{sum(p.numel() for p in facts.predictor.model.parameters()) / 1e6:.1f} M": "parameters",
-    }
+    parameters = sum(p.numel() for p in facts.predictor.model.parameters())
+    tiles = [(f"{facts.predictor.step:,}", "optimizer steps"), (f"{parameters / 1e6:.1f} M", "parameters")]
+    if facts.train is not None:
+        tiles.append((f"{len(facts.train):,}", "training images"))
     if facts.evaluation is not None:
-        for name in ("BLEU-4", "CIDEr-D"):
-            tiles[f"{facts.evaluation.scores[name]:.3f}"] = f"{name}, {len(facts.evaluation.captioned):,} images"
-    cards = "".join(
-        f'<div class="tile"><b>{value}</b><span>{what}</span></div>' for value, what in tiles.items() if value
-    )
+        images = f"{len(facts.evaluation.captioned):,} images"
+        tiles += [(f"{facts.evaluation.scores[name]:.3f}", f"{name}, {images}") for name in ("BLEU-4", "CIDEr-D")]
+    cards = "".join(f'<div class="tile"><b>{value}</b><span>{what}</span></div>' for value, what in tiles)
     return (
         f"<h1>{escape(facts.run.resolve().name)}</h1>\n"
         f'<p class="soft">{config.encoder.name} and {config.decoder.kind}, images of {config.data.image_size} pixels, '
