@@ -65,10 +65,9 @@ def _data(facts: Facts) -> list[str]:
         skipped = len(index.document.get("skipped", []))
         if skipped:
             said.append(f"{skipped:,} unreadable images were skipped when the {name} split was packed.")
-    said.append(
-        "The vocabulary comes from the training captions alone: words seen at least "
-        f"{facts.predictor.config.data.vocabulary_threshold} times."
-    )
+    least = facts.predictor.config.data.vocabulary_threshold
+    often = f", words seen at least {least} times" if least > 1 else ""
+    said.append(f"The vocabulary comes from the training captions alone{often}.")
     return said
 
 
@@ -82,8 +81,10 @@ def _limits(facts: Facts) -> list[str]:
         )
         unknown = sum(count for word, count in words.items() if word not in known)
         said.append(
-            f"{unknown / max(1, words.total()):.1%} of the words people used for the validation images are not in its "
-            "vocabulary: it can never say them."
+            "Every word people used for the validation images is in its vocabulary."
+            if not unknown
+            else f"{unknown / max(1, words.total()):.1%} of the words people used for the validation images are not in "
+            "its vocabulary: it can never say them."
         )
         distinct, used = len(set(captioned.captions)), {w for text in captioned.captions for w in tokenize(text)}
         said.append(

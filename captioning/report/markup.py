@@ -34,7 +34,9 @@ pre { overflow-x: auto; background: var(--card); padding: 0.8rem 1rem; border-ra
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 0.32rem 0.9rem 0.32rem 0; border-bottom: 1px solid var(--line);
   vertical-align: top; }
-th { font-weight: 600; color: var(--soft); font-size: 0.86rem; } td.number, th.number { text-align: right; }
+th { font-weight: 600; color: var(--soft); font-size: 0.86rem; } td.number, th.number { text-align: right;
+  white-space: nowrap; }
+@media (max-width: 520px) { td, th { padding-right: 0.55rem; } td { font-size: 0.9rem; } }
 tr.own td { font-weight: 650; } td.key { overflow-wrap: anywhere; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 0.8rem; margin: 1.1rem 0; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 0.75rem 0.9rem; }

@@ -78,8 +78,9 @@ def _scores(facts: Facts) -> str:
     found = facts.evaluation
     if found is None:
         return ""
+    elsewhere = {metric.name for metric in found.classes.metrics} if found.classes else set()  # the section on classes
     rows = []
-    for metric in found.metrics:
+    for metric in (metric for metric in found.metrics if metric.name not in elsewhere):
         low, high = found.intervals[metric.name]
         rows.append([escape(metric.name), f"{metric.value:.4f}", f"{low:.4f} – {high:.4f}"])
     skipped = "".join(f"<p>{escape(name)}: {escape(why)}</p>" for name, why in found.skipped.items())
