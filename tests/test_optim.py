@@ -36,7 +36,7 @@ def test_the_rate_is_a_function_of_the_step(schedule, after_warm_up):
 
 def test_each_stage_has_its_rate_and_what_is_frozen_has_none():
     model = captioner(trainable="layer3")
-    optimizer = adamw(model, OptimConfig(encoder_learning_rate=1e-4, stage_decay=0.5, weight_decay=0.1), fused=False)
+    optimizer = adamw(model, OptimConfig(encoder_learning_rate=1e-4, stage_decay=0.5, weight_decay=0.1))
     rates = set_rates(optimizer, 0.5)
     assert rates == pytest.approx({"encoder-layer4": 5e-5, "encoder-layer3": 2.5e-5, "decoder": 5e-4})
     in_groups = [id(p) for group in optimizer.param_groups for p in group["params"]]

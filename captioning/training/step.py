@@ -79,7 +79,7 @@ class Stepper:
         self.synced = config.train.sync_batch_norm and ranks.world_size > 1
         captioner.to(accelerator.device)
         self.average = WeightAverage(captioner, config.train.ema_decay) if config.train.ema_decay is not None else None
-        self.optimizer = adamw(captioner, config.optim, fused=accelerator.device.type == "cuda")
+        self.optimizer = adamw(captioner, config.optim)
         if self.synced:
             nn.SyncBatchNorm.convert_sync_batchnorm(captioner)
         if config.train.compile:
