@@ -8,6 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+# Before torch is imported: on tiny tensors, threads that wait for one another cost more than they do.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 
@@ -24,7 +27,7 @@ from shards.pack import Settings, pack
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data"  # real images, where the developers and CI have them
-CPU_PROCESSES = {"OMP_NUM_THREADS": "1", **({"ACCELERATE_USE_CPU": "true"} if torch.cuda.is_available() else {})}
+CPU_PROCESSES = {"ACCELERATE_USE_CPU": "true"} if torch.cuda.is_available() else {}
 
 # The smallest run that has everything: a real ResNet-18 on 32-pixel images, an LSTM of 16, BatchNorm held still so
 # that the cut of a batch cannot matter, no dropout.

@@ -184,7 +184,10 @@ def fp16_scaler(folder: Path) -> None:
         accelerator.native_amp = True  # gradients are unscaled; the forward pass was wrapped before
     scaled, other = steppers
     accelerator.scaler = scaled.optimizer.scaler
-    before, skipped = everything_of(scaled), 0
+    before, skipped = everything_of(scaled), 1
+    assert scaled.step(0, [batch], 6.0).skipped
+    assert same(everything_of(scaled)[: len(before)], before), "moments have been made, and are nought"
+    before = everything_of(scaled)
     while scaled.step(0, [batch], 6.0).skipped:
         assert same(everything_of(scaled), before)
         skipped += 1
