@@ -91,7 +91,7 @@ class Predictor:
                 raise InputError(f"{path} has another vocabulary than {runs[0]}: they cannot vote on words.")
             if preprocessing_of(other.config) != preprocessing_of(first.config):
                 raise InputError(f"{path} was trained on images of another size than {runs[0]}: see data.image_size.")
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        place = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         models = tuple(_model_of(one, path).to(place) for one, path in zip(exported, runs, strict=True))
         return cls(models, first.vocabulary, first.config, first.step, place)
 
@@ -156,6 +156,13 @@ class Predictor:
             side = math.isqrt(attention.shape[1])  # a square image gives a square grid
             attention = attention.unflatten(1, (side, side))
         return Caption(self.vocabulary.decode(found.ids), found.log_probability, words, attention)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch's word for a device it does not know, or that is not here
+        raise InputError(f"device {name!r} cannot be used here: {str(error).splitlines()[0][:120]}") from error
 
 
 def _model_of(exported: Exported, run: Path) -> Captioner:

@@ -16,7 +16,7 @@ from captioning.predict import Caption, Predictor, opened
 from captioning.progress import bar
 from captioning.report.gallery import Gallery
 from captioning.report.pictures import annotated, caption_sheet
-from launch.command import BAD_INPUT, output_file, run
+from launch.command import BAD_INPUT, output_file, output_folder, run
 from launch.images import Named, images_at, random_images
 from shards.errors import InputError
 
@@ -114,8 +114,8 @@ def _arguments() -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of --random (0)")
     add("--json", type=output_file, metavar="FILE", help="JSON lines: image, caption, log_probability; or error")
     add("--all-beams", action="store_true", help="the other beams too, in --json")
-    add("--html", type=Path, metavar="DIR", help="a page with thumbnails, and where the model looked")
-    add("--annotate", type=Path, metavar="DIR", help="each image as a JPEG with its caption below")
+    add("--html", type=output_folder, metavar="DIR", help="a page with thumbnails, and where the model looked")
+    add("--annotate", type=output_folder, metavar="DIR", help="each image as a JPEG with its caption below")
     add("--picture", type=output_file, metavar="PNG", help=f"one picture of the first {_MOST_IN_PICTURE}")
     return parser.parse_args()
 

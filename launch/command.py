@@ -22,6 +22,14 @@ def output_file(text: str) -> Path:
     return path
 
 
+def output_folder(text: str) -> Path:
+    """An argument that names a folder to write into, there or not."""
+    path = Path(text)
+    if path.exists() and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: it is a file, a folder is wanted")
+    return path
+
+
 def run(main: Callable[[], int | None]) -> None:
     """Run a command's ``main`` and exit with its status: 0 done, 2 bad input, 130 interrupted."""
     try:

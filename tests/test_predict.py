@@ -114,6 +114,8 @@ def test_beams_and_ensembles(run, predictor, pictures, tmp_path):
         assert one.words == two.words and one.log_probability == pytest.approx(two.log_probability, abs=1e-4)
     other = Predictor.from_checkpoint([run, untrained_run(tmp_path / "b", seed=1)], device="cpu").caption(pictures)
     assert [c.log_probability for c in other] != [c.log_probability for c in twice]
+    with pytest.raises(InputError, match="'gpu' cannot be used here"):
+        Predictor.from_checkpoint(run, device="gpu")
     words = Vocabulary(UNTRAINED_WORDS.words[:-1])
     with pytest.raises(InputError, match="another vocabulary"):
         Predictor.from_checkpoint([run, untrained_run(tmp_path / "c", vocabulary=words)])
