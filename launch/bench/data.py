@@ -45,7 +45,12 @@ class _Contender:
 
     def __init__(self, name: str, places: Mapping[str, Path], cores: list[int], workers: int, seconds: float):
         command = [sys.executable, "-m", "launch.bench.contender", name, json.dumps(places, default=str)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "MKL_NUM_THREADS": "1",
+            "NUMBA_NUM_THREADS": str(max(1, workers)),
+        }
         self._process = subprocess.Popen(
             [*command, ",".join(map(str, cores)), str(workers)],
             stdin=subprocess.PIPE,
