@@ -1,5 +1,6 @@
 """The machine's cache of shards: bounded, whole, shared by processes, and none the worse for a kill."""
 
+import fcntl
 import hashlib
 import os
 import random
@@ -96,6 +97,8 @@ def test_a_killed_fetch_is_taken_over_and_its_rest_removed(shards, tmp_path):
             time.sleep(0.01)
         os.kill(killed.pid, signal.SIGKILL)
         killed.wait()
+        with (folder / f"{which}.part").open("rb") as rest:
+            fcntl.flock(rest, fcntl.LOCK_EX)  # its command, when it was just being forked, holds the file until it runs
     assert [path.stem for path in folder.glob("*.part")] == [other], "the second fetch removed the first one's rest"
     assert Cache(folder, 2 * SIZE).read(url, SIZE, name, 5, 100) == data[5:105]
     assert sorted(path.name for path in folder.glob("*.*")) == [f"{name}.tar"]
