@@ -98,6 +98,8 @@ def _of_run(folder: Path, arguments: argparse.Namespace, device: torch.device, r
         )  # fmt: skip
         mean = loss.mean(ranks)
     split = arguments.split if arguments.split in splits else f"{index.name}-{index.fingerprint[:8]}"
+    if config != predictor.config:  # the report tells of captions searched for as the run's own config says
+        split += f"-beam{config.evaluate.beam_size}"
     results = folder / f"captions-{split}-step-{predictor.step}.json"
     if ranks.is_main:
         write_atomically(results, json.dumps(captions.results(index), ensure_ascii=False).encode())

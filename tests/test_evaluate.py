@@ -130,9 +130,10 @@ def test_runs_and_result_files_are_compared(shards_and_runs, tmp_path, monkeypat
     by_name = {entry["name"]: entry for entry in json.loads((tmp_path / "runs.json").read_text())["differences"]}
     assert by_name["BLEU-4"].keys() == {"name", "a", "b", "interval", "p_value"}
     # The same run from its folder and from the results file its evaluation wrote: no difference.
-    written = runs[0] / "captions-val-step-5.json"
+    assert not (runs[0] / "captions-val-step-5.json").exists(), "searched for otherwise than the run says"
+    written = runs[0] / "captions-val-beam3-step-5.json"
     assert len(json.loads(written.read_text())) == 9
-    arguments = ["--captions", shards / "val.json", "--json", tmp_path / "same.json"]
+    arguments = ["--captions", shards / "val.json", "--beam", 3, "--json", tmp_path / "same.json"]
     command(monkeypatch, "--compare", runs[0], written, *arguments)
     same = json.loads((tmp_path / "same.json").read_text())
     assert same["images"] == 9 and all(entry["p_value"] == 1 for entry in same["differences"])
@@ -160,6 +161,22 @@ def test_missing_images_and_empty_captions_are_counted_and_listed(files, tmp_pat
     found = json.loads(out.read_text())
     assert found["missing"] == ["2", "4"] and found["empty_captions"] == [1] and found["images"] == 2
     assert found["per_image"][0]["BLEU-1"] < 1e-6
+
+
+def test_a_split_s_image_without_references_is_listed_and_the_others_are_scored(scene_shards, tmp_path):
+    """A run captions such an image too: its results file must be readable beside the very split."""
+    shutil.copytree(scene_shards, tmp_path / "shards")
+    path = tmp_path / "shards" / "val-000000.captions.json"
+    document = json.loads(path.read_text())
+    document["samples"][3]["captions"] = []
+    path.write_text(json.dumps(document))
+    ids = [sample["image_id"] for sample in document["samples"]]
+    said = read_results(results(tmp_path / "all.json", dict.fromkeys(ids[:9], "A red star.")))
+    found = beside(said, read_references(tmp_path / "shards" / "val.json"), tmp_path)
+    assert found.image_ids == (*ids[:3], *ids[4:9])
+    assert found.missing == (str(ids[9]), f"{ids[3]}: it has no references")
+    with pytest.raises(InputError, match="nothing to score"):
+        beside({ids[3]: "A red star."}, read_references(tmp_path / "shards" / "val.json"), tmp_path)
 
 
 @pytest.mark.parametrize(

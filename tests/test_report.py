@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -65,6 +66,7 @@ def run(tmp_path_factory, scene_shards):
     )
     results = [{"image_id": t.image_id, "caption": c.text} for t, c in zip(val.texts(), said, strict=True)]
     (run / "captions-val-step-1.json").write_text(json.dumps(results))
+    (run / "captions-val-step-1-of-mine.json").write_text("not to be read")
     (run / "scores.jsonl").write_text('{"step": 1, "BLEU-4": 0.1, "CIDEr-D": 0.5}\n{"step": 2, "BLE')
     (run / "status").write_text("finished\nstep 1 of 1\n")
     board = SummaryWriter(str(run / "tensorboard"))
@@ -166,6 +168,14 @@ def test_classes(facts):
     Checked(many)
     assert "Most frequent confusions" in many and "Best 10 classes" in many and "Worst 10" in many
     assert many.count("<tr>") < 60
+
+
+def test_what_was_not_scored_is_said(facts):
+    found = facts.evaluation.captioned
+    some = replace(found, captions=(" . ", *found.captions[1:]), missing=("7", "8"))
+    text = page.html(replace(facts, evaluation=evaluate(some)), None)
+    assert "2 images could not be read or have no references" in text and "1 captions have no word" in text
+    assert "could not be read" not in page.html(facts, None)
 
 
 def test_charts_take_what_runs_leave():

@@ -1,6 +1,7 @@
 """Everything a report tells, gathered from a run folder; what is not to be had is a note, not an error."""
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import SCALARS, Even
 
 from captioning import run_folder
 from captioning.predict import Caption, Predictor, opened
-from captioning.scoring.results import Reference, beside, read_results
+from captioning.scoring.results import beside, read_results, references_of
 from captioning.scoring.scores import Evaluation, evaluate
 from shards import index as shard_index
 from shards.errors import InputError
@@ -18,6 +19,7 @@ from shards.index import Index
 from shards.reader import Hole, Sample, read_sample
 
 SELECTION = "CIDEr-D"  # what images are ranked by
+_CAPTIONS = re.compile(r"captions-val-step-(\d+)\.json")
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def _index(path: str | None, notes: list[str]) -> Index | None:
 
 def _evaluation(run: Path, step: int, val: Index | None, notes: list[str]) -> tuple[Evaluation | None, int | None]:
     """Scores of the checkpoint's captions of the validation split; of the newest captions where it has none."""
-    captioned = {int(path.stem.rsplit("-", 1)[1]): path for path in run.glob("captions-val-step-*.json")}
+    captioned = {int(found[1]): path for path in run.iterdir() if (found := _CAPTIONS.fullmatch(path.name))}
     if val is None or not captioned:
         if not captioned:
             notes.append(f"No captions of the validation split: `python -m launch.evaluate {run}` writes them.")
@@ -120,8 +122,7 @@ def _evaluation(run: Path, step: int, val: Index | None, notes: list[str]) -> tu
     chosen = step if step in captioned else max(captioned)
     try:
         results = read_results(captioned[chosen])
-        references = {text.image_id: Reference(text.captions, text.label) for text in val.texts() if text.captions}
-        return evaluate(beside(results, references, captioned[chosen])), chosen
+        return evaluate(beside(results, references_of(val), captioned[chosen])), chosen
     except InputError as error:
         notes.append(f"Scores left out: {error}")
         return None, None

@@ -83,13 +83,17 @@ def _scores(facts: Facts) -> str:
     for metric in (metric for metric in found.metrics if metric.name not in elsewhere):
         low, high = found.intervals[metric.name]
         rows.append([escape(metric.name), f"{metric.value:.4f}", f"{low:.4f} – {high:.4f}"])
-    skipped = "".join(f"<p>{escape(name)}: {escape(why)}</p>" for name, why in found.skipped.items())
+    left_out = [
+        (len(found.captioned.missing), "images could not be read or have no references, and are not scored"),
+        (len(found.captioned.empty), "captions have no word, and are scored as they are"),
+    ]
+    notes = "".join(f"<p>{count:,} {what}.</p>" for count, what in left_out if count)
     return (
         f"<p>{len(found.captioned):,} validation images at step {facts.evaluated_step:,}, each captioned freely and "
         "scored once against all its references.</p>"
         f"{table(('metric', 'score', f'{LEVEL:.0%} interval'), rows, numbers=(1, 2))}"
         f'<p class="small soft">Intervals: percentile bootstrap over images, {RESAMPLES:,} resamples. Words by '
-        f"{escape(TOKENIZER)}. “{WRONG_IMAGES}” is what these captions get beside other images.</p>{skipped}"
+        f"{escape(TOKENIZER)}. “{WRONG_IMAGES}” is what these captions get beside other images.</p>{notes}"
     )
 
 

@@ -13,6 +13,7 @@ from captioning.scoring.ptb import words_for_scoring
 from shards import index as shard_index
 from shards import sources
 from shards.errors import InputError, listed
+from shards.index import Index
 
 ImageId = int | str
 
@@ -27,7 +28,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Captioned:
-    """What is scored: N images, a caption each, their references; and which images with references have no caption."""
+    """What is scored: N images, a caption each, their references; and which images lack a caption, or references."""
 
     image_ids: tuple[ImageId, ...]
     captions: tuple[str, ...]
@@ -68,12 +69,21 @@ def read_references(path: Path) -> dict[ImageId, Reference]:
     """
     document = _json(path)
     if isinstance(document, dict) and "shardlist" in document:
-        texts = shard_index.load(path).texts()
-        twice = [repr(i) for i, count in Counter(text.image_id for text in texts).items() if count > 1]
-        if twice:
-            raise InputError(f"{path}: {len(twice)} image id(s) belong to several images:\n{listed(twice)}")
-        return {text.image_id: Reference(text.captions, text.label) for text in texts if text.captions}
+        return references_of(shard_index.load(path))
     return {record.image_id: Reference(record.captions) for record in sources.coco(Path(), path).records}
+
+
+def references_of(index: Index) -> dict[ImageId, Reference]:
+    """A split's references by image id; those of an image that has none are empty.
+
+    Raises:
+        InputError: when two images have one id.
+    """
+    texts = index.texts()
+    twice = [repr(i) for i, count in Counter(text.image_id for text in texts).items() if count > 1]
+    if twice:
+        raise InputError(f"{index.path}: {len(twice)} image id(s) belong to several images:\n{listed(twice)}")
+    return {text.image_id: Reference(text.captions, text.label) for text in texts}
 
 
 def read_results(path: Path) -> dict[ImageId, str]:
@@ -103,10 +113,10 @@ def read_results(path: Path) -> dict[ImageId, str]:
 
 
 def beside(captions: Mapping[ImageId, str], references: Mapping[ImageId, Reference], where: Path) -> Captioned:
-    """Captions beside their references, in the references' order.
+    """Captions beside their references, in the references' order; missing: images that lack the one or the other.
 
     Raises:
-        InputError: listing the captioned images that have no references.
+        InputError: listing the captioned images that the references do not know; when nothing is left to score.
     """
     unknown = [image for image in captions if image not in references]
     if unknown:
@@ -117,9 +127,15 @@ def beside(captions: Mapping[ImageId, str], references: Mapping[ImageId, Referen
             f"{where}: {len(unknown):,} of its {len(captions):,} images have no references (an image id of the "
             f"references is {known!r}):\n{listed(map(repr, unknown))}\nAre these the captions of another split?{hint}"
         )
-    images = [image for image in references if image in captions]
-    missing = tuple(str(image) for image in references if image not in captions)
-    return Captioned(tuple(images), tuple(captions[i] for i in images), tuple(references[i] for i in images), missing)
+    with_references = [image for image, known in references.items() if known.captions]
+    images = [image for image in with_references if image in captions]
+    if not images:
+        raise InputError(f"No image of {where} has a caption to compare with: there is nothing to score.")
+    missing = [str(image) for image in with_references if image not in captions]
+    missing += [f"{image}: it has no references" for image in captions if not references[image].captions]
+    return Captioned(
+        tuple(images), tuple(captions[i] for i in images), tuple(references[i] for i in images), tuple(missing)
+    )
 
 
 def in_common(a: Captioned, b: Captioned) -> tuple[Captioned, Captioned]:
