@@ -208,7 +208,7 @@ def opened(image: ImageLike) -> Image.Image:
                 return _from_array(image)
             case _:
                 return open_rgb(Path(image).read_bytes())
-    except (OSError, UnreadableImageError) as error:
+    except (OSError, ValueError, UnreadableImageError) as error:  # ValueError: no name of a file at all
         why = error.strerror if isinstance(error, OSError) and error.strerror else error
         name = image if isinstance(image, str | Path) else f"An image given as {type(image).__name__}"
         raise InputError(f"{name} cannot be read as an image: {why}") from error

@@ -16,15 +16,18 @@ from captioning.predict import Caption, Predictor, opened
 from captioning.progress import bar
 from captioning.report.gallery import Gallery
 from captioning.report.pictures import annotated, caption_sheet
-from launch.command import BAD_INPUT, output_file, output_folder, run
+from launch.command import BAD_INPUT, at_least_one, output_file, output_folder, run
 from launch.images import Named, images_at, random_images
 from shards.errors import InputError
 
 _MOST_IN_PICTURE = 24
+# A file's name may be bytes of no encoding: they are escaped, in JSON so that the name read back opens the file.
+_ESCAPED = "backslashreplace"
 
 
 def main() -> int:
     arguments = _arguments()
+    sys.stdout.reconfigure(errors=_ESCAPED)  # type: ignore[union-attr]
     if arguments.random:
         images = [image for path in arguments.images for image in random_images(path, arguments.random, arguments.seed)]
     else:
@@ -35,7 +38,9 @@ def main() -> int:
         options = replace(options, beam_size=arguments.beam)
     outlet = _Outlet(arguments, predictor)
     with ExitStack() as stack, bar("captioning") as on_progress:
-        lines = stack.enter_context(arguments.json.open("w", encoding="utf-8")) if arguments.json else None
+        lines = (
+            stack.enter_context(arguments.json.open("w", encoding="utf-8", errors=_ESCAPED)) if arguments.json else None
+        )
         found = predictor.each((source for _, source in images), arguments.batch, options)
         for number, (image, said) in enumerate(zip(images, found, strict=True), start=1):
             entry = outlet.tell(image, said)
@@ -70,9 +75,8 @@ class _Outlet:
         if self.gallery:
             self.gallery.add(name, opened(source), said, self.preprocessing)
         if folder := self.arguments.annotate:
-            annotated(opened(source), said.text).save(
-                folder / f"{self.captioned:05d}-{Path(name).stem}.jpg", quality=90
-            )
+            file = f"{self.captioned:05d}-{Path(name).stem[:60]}.jpg"  # the name may be as long as names can be
+            annotated(opened(source), said.text).save(folder / file, quality=90)
         if self.arguments.picture and len(self.shown) < _MOST_IN_PICTURE:
             self.shown.append((named, said.text))
         entry = {"image": name, "caption": said.text, "log_probability": round(said.log_probability, 4)}
@@ -105,12 +109,10 @@ def _arguments() -> argparse.Namespace:
     add("images", nargs="+", metavar="IMAGE|DIR|GLOB|-", help="files, folders, patterns; - reads names from stdin")
     add("--checkpoint", default="best", metavar="best|latest|step-N", help="which checkpoint (best)")
     add("--ensemble", type=Path, nargs="+", default=[], metavar="RUN", help="further runs that vote on each word")
-    add("--beam", type=_at_least_one, metavar="N", help="beam size; 1 is greedy (as in validation)")
-    add("--batch", type=_at_least_one, default=32, metavar="N", help="images captioned at once (32)")
+    add("--beam", type=at_least_one, metavar="N", help="beam size; 1 is greedy (as in validation)")
+    add("--batch", type=at_least_one, default=32, metavar="N", help="images captioned at once (32)")
     add("--device", metavar="cpu|cuda", help="where (on a GPU if there is one)")
-    add(
-        "--random", type=_at_least_one, metavar="N", help="IMAGE is a split's NAME.json: caption one image of each of N"
-    )
+    add("--random", type=at_least_one, metavar="N", help="IMAGE is a split's NAME.json: caption one image of each of N")
     add("--seed", type=int, default=0, help="of --random (0)")
     add("--json", type=output_file, metavar="FILE", help="JSON lines: image, caption, log_probability; or error")
     add("--all-beams", action="store_true", help="the other beams too, in --json")
@@ -118,12 +120,6 @@ def _arguments() -> argparse.Namespace:
     add("--annotate", type=output_folder, metavar="DIR", help="each image as a JPEG with its caption below")
     add("--picture", type=output_file, metavar="PNG", help=f"one picture of the first {_MOST_IN_PICTURE}")
     return parser.parse_args()
-
-
-def _at_least_one(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: a number of at least 1 is wanted")
-    return int(text)
 
 
 if __name__ == "__main__":

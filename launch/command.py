@@ -12,6 +12,13 @@ BAD_INPUT = 2
 PREEMPTED = 75  # sysexits.h EX_TEMPFAIL: stopped by a signal, saved; the same command continues
 
 
+def at_least_one(text: str) -> int:
+    """An argument that is a whole number, at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: a whole number of at least 1 is wanted")
+    return int(text)
+
+
 def output_file(text: str) -> Path:
     """An argument that names a file to write: its folder must be there before the work, not after it."""
     path = Path(text)

@@ -24,7 +24,7 @@ from captioning.scoring.ptb import TOKENIZER
 from captioning.scoring.results import Captioned, beside, in_common, read_references, read_results
 from captioning.scoring.scores import compare, evaluate
 from captioning.training.setup import loader_workers
-from launch.command import output_file, run
+from launch.command import at_least_one, output_file, run
 from launch.score_tables import show_differences, show_left_out, show_scores, show_teacher_forcing
 from shards.errors import InputError
 from shards.index import write_atomically
@@ -118,13 +118,6 @@ def _title(document: dict) -> str:
     return f"{document['images']:,} images of {document['split']}, checkpoint step {document['step']}, {search}"
 
 
-def positive(text: str) -> int:
-    """An argument that is a whole number, at least 1."""
-    if (number := int(text)) < 1:
-        raise ValueError(text)
-    return number
-
-
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m launch.evaluate", description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
@@ -135,7 +128,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--captions", type=Path, metavar="FILE", help="references of results: COCO captions, NAME.json")
     parser.add_argument("--split", default="val", help="val, train, or the path of any split's NAME.json (val)")
-    parser.add_argument("--beam", type=positive, metavar="N", help="beam size (the run's evaluate.beam_size)")
+    parser.add_argument("--beam", type=at_least_one, metavar="N", help="beam size (the run's evaluate.beam_size)")
     parser.add_argument("--checkpoint", default="best", metavar="best|latest|step-N", help="which checkpoint (best)")
     parser.add_argument(
         "--java-seconds",

@@ -1,6 +1,7 @@
 """Images as people name them: files, folders, patterns, names on standard input, a few of a packed split."""
 
 import glob
+import os
 import random
 import sys
 from pathlib import Path
@@ -16,13 +17,14 @@ _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 
 def images_at(place: str) -> list[Named]:
     """The images a name stands for: a file (there or not), a folder's images at any depth, a pattern's, or with ``-``
-    one for each line of standard input.
+    those that standard input names: one a line, or ended by null bytes as ``find -print0`` does.
 
     Raises:
         InputError: when a folder holds no images, a pattern matches nothing, or standard input is empty.
     """
     if place == "-":
-        named = [line.rstrip("\r\n") for line in sys.stdin]
+        text = os.fsdecode(sys.stdin.buffer.read())  # a file's name may be bytes of no encoding
+        named = text.split("\0") if "\0" in text else [line.rstrip("\r") for line in text.split("\n")]
         files = [name for name in named if name.strip()]
         if not files:
             raise InputError("Standard input names no images: a file name a line is wanted.")

@@ -11,7 +11,7 @@ from rich.console import Console
 from captioning import profile
 from captioning.report import page
 from captioning.report.facts import read_run
-from launch.command import run
+from launch.command import at_least_one, run
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("--checkpoint", default="best", metavar="best|latest|step-N", help="which checkpoint (best)")
     parser.add_argument(
-        "--examples", type=int, default=6, metavar="N", help="best, typical, worst images shown (6 each)"
+        "--examples", type=at_least_one, default=6, metavar="N", help="best, typical, worst images shown (6 each)"
     )
     parser.add_argument("--device", metavar="cpu|cuda", help="where (on a GPU if there is one)")
     parser.add_argument("--no-cost", action="store_true", help="do not measure FLOPs and latency of the backbones")

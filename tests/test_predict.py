@@ -78,11 +78,12 @@ def test_what_is_no_image_stops_nothing(predictor, pictures, tmp_path):
         tmp_path / "missing.jpg",
         np.zeros((4, 4)),
         b"",
+        "null\0byte.jpg",
         *pictures,
     ]
     found = list(predictor.each(iter(given), batch_size=2))
     wrong = {number: str(one) for number, one in enumerate(found) if isinstance(one, InputError)}
-    assert list(wrong) == [1, 3, 4, 5] and len(found) == len(given)
+    assert list(wrong) == [1, 3, 4, 5, 6] and len(found) == len(given)
     assert "text.jpg cannot be read" in wrong[1] and "No such file" in wrong[3] and "uint8 [H, W, 3]" in wrong[4]
     assert [str(found[number]) for number in (0, 2)] == [c.text for c in predictor.caption(pictures[:2])]
     with pytest.raises(InputError, match=r"text\.jpg"):
@@ -135,8 +136,15 @@ def test_images_as_people_name_them(tmp_path, monkeypatch, scene_shards):
     assert names(str(folder)) == ["a.jpg", "b.PNG", "deep/c.webp"]
     assert names(f"{folder}/*.jpg") == ["a.jpg"] and names(f"{folder}/**/*.webp") == ["deep/c.webp"]
     assert images_at("gone.jpg") == [("gone.jpg", "gone.jpg")], "counted when it is opened, not before"
-    monkeypatch.setattr("sys.stdin", io.StringIO("x y.jpg\n\nz.png\r\n"))
-    assert names("-") == ["x y.jpg", "z.png"]
+
+    def standard_input(data):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
+
+    standard_input(b"x y.jpg\n\nz.png\r\ncaf\xe9.png")
+    assert names("-") == ["x y.jpg", "z.png", "caf\udce9.png"]
+    standard_input(b"x\ny.jpg\0z.png\0")
+    assert names("-") == ["x\ny.jpg", "z.png"], "as find -print0 writes them"
+    standard_input(b"\n")
     (tmp_path / "empty").mkdir()
     for place, expected in (
         (str(tmp_path / "empty"), "holds no images"),
@@ -158,6 +166,8 @@ def test_an_annotated_image_keeps_the_image_and_adds_all_words():
     assert sheet.crop((0, 200, 320, sheet.height)).getextrema()[0][0] < 100, "dark letters"
     assert longer.height > sheet.height > 200
     assert annotated(Image.new("RGB", (4000, 100)), "A cat.").width == 1600
+    narrow = annotated(Image.new("RGB", (1, 9000)), "A cat.")
+    assert narrow.width == 240 and narrow.height < 1700, "a JPEG has at most 65,535 rows"
 
 
 def test_shade_leaves_the_place_looked_at():
@@ -171,19 +181,22 @@ def test_shade_leaves_the_place_looked_at():
 def test_the_command(run, pictures, tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
-    for number, picture in enumerate(pictures[:3]):
-        picture.save(folder / f"{number}.png")
+    # A page's own signs, bytes that are no UTF-8, and as long as a name can be.
+    names = ["0 <b>&.png", "1\udce9.png", f"2{'x' * 250}.png"]
+    for name, picture in zip(names, pictures, strict=False):
+        picture.save(folder / name)
     (folder / "broken.jpg").write_bytes(b"no picture")
     lines, page, notes = tmp_path / "c.jsonl", tmp_path / "page", tmp_path / "notes"
     extra = ["--json", lines, "--html", page, "--annotate", notes, "--beam", 2, "--all-beams", "--batch", 2]
-    done = run_command(module("launch.caption", run, f"{folder}/?.png", folder / "broken.jpg", *extra))
+    done = run_command(module("launch.caption", run, f"{folder}/*.png", folder / "broken.jpg", *extra))
     assert done.returncode == 0 and "1 of 4 could not be captioned" in done.stderr, done.stderr
     entries = [json.loads(line) for line in lines.read_text().splitlines()]
-    assert [entry["image"] for entry in entries] == [f"{folder}/{n}" for n in ("0.png", "1.png", "2.png", "broken.jpg")]
+    assert [entry["image"] for entry in entries] == [f"{folder}/{name}" for name in (*names, "broken.jpg")]
     assert (
         all(e["log_probability"] < 0 and len(e["others"]) == 1 for e in entries[:3]) and "broken" in entries[3]["error"]
     )
     html = (page / "index.html").read_text()
+    assert "0 &lt;b&gt;&amp;.png" in html and "<b>" not in html
     assert html.count("<article") == 3 and html.count('class="looks"') == 3 and "1 could not be read" in html
     assert len(list(notes.glob("*.jpg"))) == 3 and len(list((page / "images").glob("*.jpg"))) == 6
     done = run_command(module("launch.caption", run, folder / "broken.jpg"))

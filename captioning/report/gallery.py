@@ -50,5 +50,5 @@ class Gallery:
         head = f'<h1>{escape(self.title)}</h1>\n<p class="soft">{escape(self.about)}</p>'
         body = f'{head}\n<p>{len(self.cards):,} images</p>\n<div class="gallery">\n{cards}\n</div>\n{failed}'
         path = self.folder / "index.html"
-        write_atomically(path, page(self.title, body).encode())
+        write_atomically(path, page(self.title, body).encode(errors="xmlcharrefreplace"))  # names of no encoding
         return path

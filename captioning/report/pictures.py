@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from captioning.predict import Caption
 
-_LONGEST_SIDE = 1600  # pixels of an annotated image
+_LONGEST_SIDE, _SHORTEST_SIDE = 1600, 240  # pixels of an annotated image
 GREY, _SHADE = 0.5, 0.85  # what covers places the model did not look at, and how much of it at most
 
 
@@ -45,14 +45,17 @@ def caption_sheet(
 
 
 def annotated(image: Image.Image, caption: str) -> Image.Image:
-    """The image, at most 1,600 pixels long, with its caption on a band below."""
+    """The image, at most 1,600 pixels long, with its caption on a band below; a small one is doubled until its
+    longer side has 240."""
     image = image.copy()
     image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
-    image = image if image.width >= 240 else image.resize((240, max(1, round(image.height * 240 / image.width))))
-    size = max(13, image.width // 32)
+    while max(image.size) < _SHORTEST_SIDE:
+        image = image.resize((2 * image.width, 2 * image.height))
+    width = max(_SHORTEST_SIDE, image.width)
+    size = max(13, width // 32)
     font, margin, line = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size), size * 3 // 4, size * 4 // 3
-    lines = _wrapped(caption, font, image.width - 2 * margin)
-    sheet = Image.new("RGB", (image.width, image.height + 2 * margin + line * len(lines)), "white")
+    lines = _wrapped(caption, font, width - 2 * margin)
+    sheet = Image.new("RGB", (width, image.height + 2 * margin + line * len(lines)), "white")
     sheet.paste(image)
     draw = ImageDraw.Draw(sheet)
     for number, text in enumerate(lines):
