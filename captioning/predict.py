@@ -113,7 +113,7 @@ class Predictor:
     def each(
         self, images: Iterable[ImageLike], batch_size: int = 32, options: SearchOptions | None = None
     ) -> Iterator[Caption | InputError]:
-        """For each of any number of images its caption, or why it could not be read. The next batch is decoded by
+        """For each of any number of images its caption, or why there is none. The next batch is decoded by
         threads while one is captioned; no more than these two are held."""
         options, images = options or options_of(self.config.evaluate), iter(images)
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
@@ -145,7 +145,12 @@ class Predictor:
         for one in read:
             yield self._said(next(found)) if isinstance(one, Tensor) else one
 
-    def _said(self, hypotheses: list[Hypothesis]) -> Caption:
+    def _said(self, hypotheses: list[Hypothesis]) -> Caption | InputError:
+        if not hypotheses:
+            return InputError(
+                "The model's output is not finite. Where it is so for every image, take an earlier checkpoint; where "
+                "for some, half precision may be too small for them: a CPU captions in full precision."
+            )
         best, *others = [self._one(hypothesis) for hypothesis in hypotheses]
         return Caption(best.text, best.log_probability, best.words, best.attention, tuple(others))
 

@@ -66,10 +66,11 @@ class _Outlet:
     def tell(self, named: Named, said: Caption | InputError) -> dict[str, object]:
         name, source = named
         if isinstance(said, InputError):
-            self.failed.append(str(said))
+            why = str(said) if name in str(said) else f"{name}: {said}"
+            self.failed.append(why)
             if self.gallery:
-                self.gallery.fail(str(said))
-            return {"image": name, "error": str(said)}
+                self.gallery.fail(why)
+            return {"image": name, "error": why}
         self.captioned += 1
         print(f"{name}: {said}", flush=True)
         if self.gallery:

@@ -5,6 +5,7 @@ import pytest
 
 from captioning.scoring.classes import class_named, name_words, score_classes
 from captioning.scoring.metrics import measure
+from captioning.scoring.ptb import words_for_scoring
 from captioning.scoring.results import Captioned, Reference
 from captioning.scoring.scores import evaluate
 
@@ -25,6 +26,15 @@ CLASSES = {name_words(name): k for k, name in enumerate(["Hot_dog", "dog", "pola
 )
 def test_the_class_named_in_a_caption(caption, found):
     assert class_named(caption.split(), CLASSES) == found
+
+
+@pytest.mark.parametrize(
+    "label",
+    ["Shih-Tzu", "n02085620-Chihuahua", "black-footed_ferret", "St._Bernard", "U.S. flag", "dog & cat", "car_(2010)"],
+)
+def test_a_name_of_any_signs_is_found_in_the_caption_that_holds_it(label):
+    caption = words_for_scoring(f"A photo of a {label.replace('_', ' ')}.")
+    assert class_named(caption, {name_words(label): 0}) == 0
 
 
 # cat: 3 images, 2 named right, 1 named dog; dog: 2 images, 1 right, 1 names nothing; owl: 1 image, named cat.

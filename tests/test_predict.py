@@ -2,6 +2,8 @@
 
 import io
 import json
+from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -88,6 +90,14 @@ def test_what_is_no_image_stops_nothing(predictor, pictures, tmp_path):
     assert [str(found[number]) for number in (0, 2)] == [c.text for c in predictor.caption(pictures[:2])]
     with pytest.raises(InputError, match=r"text\.jpg"):
         predictor.caption(given)
+
+
+def test_an_output_that_is_not_finite_stops_nothing(predictor, pictures):
+    broken = deepcopy(predictor.model)
+    broken.decoder.classifier.bias.data[4] = torch.nan
+    for options in (SearchOptions(), SearchOptions(beam_size=2), SearchOptions(temperature=1.0)):
+        found = list(replace(predictor, models=(broken,)).each(pictures[:2], options=options))
+        assert len(found) == 2 and all("not finite" in str(one) for one in found)
 
 
 def test_images_are_read_ahead_by_a_batch_and_no_further(predictor, pictures):
@@ -197,7 +207,7 @@ def test_the_command(run, pictures, tmp_path):
     )
     html = (page / "index.html").read_text()
     assert "0 &lt;b&gt;&amp;.png" in html and "<b>" not in html
-    assert html.count("<article") == 3 and html.count('class="looks"') == 3 and "1 could not be read" in html
+    assert html.count("<article") == 3 and html.count('class="looks"') == 3 and "1 could not be captioned" in html
     assert len(list(notes.glob("*.jpg"))) == 3 and len(list((page / "images").glob("*.jpg"))) == 6
     done = run_command(module("launch.caption", run, folder / "broken.jpg"))
     assert done.returncode == 2 and "1 of 1 could not be captioned" in done.stderr

@@ -252,6 +252,12 @@ def test_no_phrase_is_said_twice():
 
 
 def test_options_that_cannot_be_are_refused():
-    for options in ({"beam_size": 0}, {"beam_size": 3, "beam_groups": 2}, {"temperature": 0.0}):
+    for options in (
+        {"beam_size": 0},
+        {"beam_size": 3, "beam_groups": 2},
+        {"temperature": 0.0},
+        {"top_k": 0},
+        {"top_p": 0.0},
+    ):
         with pytest.raises(ValueError, match="must be"):
             SearchOptions(**options)

@@ -65,7 +65,8 @@ def sampled(
         ordered, order = tempered.softmax(dim=1).sort(dim=1, descending=True)
         beyond = ordered.cumsum(dim=1) - ordered >= top_p  # the words before it suffice
         tempered = tempered.masked_fill(torch.zeros_like(beyond).scatter(1, order, beyond), -torch.inf)
-    words = torch.multinomial(tempered.softmax(dim=1), 1, generator=generator).view(images, captions)
+    drawable = tempered.softmax(dim=1).nan_to_num(1.0)  # where nothing is finite any word does: the caption is dropped
+    words = torch.multinomial(drawable, 1, generator=generator).view(images, captions)
     reached = total + scores.gather(2, words.unsqueeze(2)).squeeze(2)
     ends = words == END
     parents = torch.arange(captions, device=scores.device).expand(images, captions)

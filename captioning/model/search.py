@@ -45,6 +45,10 @@ class SearchOptions:
             raise ValueError(f"beam_size={self.beam_size} must be a multiple of beam_groups={self.beam_groups}")
         if self.temperature is not None and not self.temperature > 0:
             raise ValueError(f"temperature={self.temperature} must be positive; leave it out for the likeliest words")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k={self.top_k} must be at least 1; leave it out for all words")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p} must be in (0, 1]")
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,8 @@ def options_of(config: EvaluateConfig) -> SearchOptions:
 def search(
     models: Sequence[Captioner], images: Tensor, options: SearchOptions, max_words: int
 ) -> list[list[Hypothesis]]:
-    """Captions of images uint8 [B, 3, S, S]: for each up to ``beam_size``, the best first.
+    """Captions of images uint8 [B, 3, S, S]: for each up to ``beam_size``, the best first; none of an image for which
+    the models' output is not finite.
 
     Several models (in evaluation mode, of one vocabulary) vote by the mean of their probabilities. <pad>, <start> and
     <unk> are never chosen; a caption of ``max_words`` words ends there. Attention is the first model's.

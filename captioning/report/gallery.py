@@ -45,7 +45,7 @@ class Gallery:
         failed = ""
         if self.failed:
             items = "\n".join(f"<li>{escape(message)}</li>" for message in self.failed)
-            failed = f"<h2>{len(self.failed):,} could not be read</h2>\n<ul>{items}</ul>"
+            failed = f"<h2>{len(self.failed):,} could not be captioned</h2>\n<ul>{items}</ul>"
         cards = "\n".join(self.cards)
         head = f'<h1>{escape(self.title)}</h1>\n<p class="soft">{escape(self.about)}</p>'
         body = f'{head}\n<p>{len(self.cards):,} images</p>\n<div class="gallery">\n{cards}\n</div>\n{failed}'

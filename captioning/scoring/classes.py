@@ -9,6 +9,7 @@ import numpy as np
 
 from captioning.scoring.metrics import Metric
 from captioning.scoring.ngrams import Floats, Integers, Tokens
+from captioning.scoring.ptb import words_for_scoring
 
 NO_CLASS = "no class"
 
@@ -41,19 +42,25 @@ class ClassScores:
         return [dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
-def class_named(caption: Tokens, classes: dict[tuple[str, ...], int]) -> int | None:
-    """The class whose name occurs in a caption: of several the longest, of equally long ones the first to come."""
+def class_named(caption: Sequence[str], classes: dict[tuple[str, ...], int]) -> int | None:
+    """The class whose name occurs in a caption: of several the longest, of equally long ones the first to come.
+    ``classes`` are numbers by ``name_words``."""
+    caption = _parts(caption)
     longest = max(map(len, classes), default=0)
     for length in range(min(longest, len(caption)), 0, -1):
         for start in range(len(caption) - length + 1):
-            if (found := classes.get(tuple(caption[start : start + length]))) is not None:
+            if (found := classes.get(caption[start : start + length])) is not None:
                 return found
     return None
 
 
 def name_words(label: str) -> tuple[str, ...]:
-    """``Golden_retriever`` -> golden, retriever."""
-    return tuple(re.findall(r"[^\W_]+", label.lower()))
+    """``Black-footed_ferret`` -> black, footed, ferret: cut as captions are, and further at every sign."""
+    return _parts(words_for_scoring(label.replace("_", " ")))
+
+
+def _parts(words: Sequence[str]) -> tuple[str, ...]:
+    return tuple(part for word in words for part in re.findall(r"[^\W_]+", word))
 
 
 def score_classes(labels: Sequence[str | None], captions: Sequence[Tokens], bleu4: Metric) -> ClassScores | None:

@@ -96,7 +96,8 @@ def caption_split(
                     found = search([model], images, options, config.data.max_words)
                     also(images, batch.samples)
                     captions |= {
-                        s: vocabulary.decode(best[0].ids) for s, best in zip(batch.samples, found, strict=True)
+                        s: vocabulary.decode(best[0].ids if best else ())  # none: the output was not finite
+                        for s, best in zip(batch.samples, found, strict=True)
                     }
                 on_progress(len(captions) + len(holes), stop - start)
     finally:
