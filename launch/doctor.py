@@ -88,7 +88,11 @@ def _arguments() -> argparse.Namespace:
         "--global-batch", type=int, default=defaults.global_batch_size, help="images a step (%(default)s)"
     )
     parser.add_argument("--micro-batch", type=int, default=defaults.micro_batch_size, help="most at once (%(default)s)")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    for name in ("world_size", "global_batch", "micro_batch"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} {getattr(arguments, name)}: at least 1 is wanted")
+    return arguments
 
 
 if __name__ == "__main__":

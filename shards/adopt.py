@@ -42,7 +42,7 @@ def adopt(
     paths = _tars(places)
     folder = Path(os.path.commonpath([path.parent for path in paths]))
     index_path = folder / f"{split}.json"
-    _refuse_another_file(index_path)
+    shard_index.refuse_another_file(index_path)
     found = []
     for number, path in enumerate(paths, start=1):
         found.append(_examine(path))
@@ -53,13 +53,23 @@ def adopt(
     if not kept:
         reasons = "".join(f"\n  {count:,} {reason}" for reason, count in left_out.items())
         raise InputError(f"No sample of {len(paths)} tar(s) has an image and a caption.{reasons}")
-    for entry in kept:
-        tar, shard = entry.shard.local, entry.shard
-        about = {"filesize": shard.filesize, "sha256": shard.sha256, "samples": [asdict(text) for text in entry.texts]}
-        shard_index.write_beside(tar, tar, entry.samples, about)
     document = shard_index.document_of(split, [e.shard for e in kept], folder, {"adopted": True}, dict(left_out), [])
-    shard_index.write_atomically(index_path, json.dumps(document, indent=1, ensure_ascii=False).encode())
+    try:
+        for entry in kept:
+            _write_beside(entry)
+        shard_index.write_atomically(index_path, json.dumps(document, indent=1, ensure_ascii=False).encode())
+    except OSError as error:
+        raise InputError(
+            f"What belongs beside the tars cannot be written: {error}\n"
+            "Link the tars into a folder of yours (ln -s) and index that."
+        ) from error
     return shard_index.load(index_path)
+
+
+def _write_beside(found: _Found) -> None:
+    tar, shard = found.shard.local, found.shard
+    about = {"filesize": shard.filesize, "sha256": shard.sha256, "samples": [asdict(text) for text in found.texts]}
+    shard_index.write_beside(tar, tar, found.samples, about)
 
 
 def _tars(places: Sequence[Path]) -> list[Path]:
@@ -107,14 +117,3 @@ def _refuse_duplicates(found: list[_Found]) -> None:
                 tars_of[name] = entry.shard.path.name
         if twice:
             raise InputError(f"{len(twice)} samples have a {what} that another one has:\n{listed(twice)}")
-
-
-def _refuse_another_file(path: Path) -> None:
-    """An index we wrote may be written again; another file of that name is somebody's."""
-    if path.exists():
-        try:
-            ours = json.loads(path.read_text(encoding="utf-8"))["__kind__"] == shard_index.KIND
-        except (OSError, ValueError, KeyError, TypeError):
-            ours = False
-        if not ours:
-            raise InputError(f"{path} is there and is no shard index. Choose another --split.")

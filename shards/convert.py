@@ -61,5 +61,5 @@ def _convert(name: str) -> bytes | str:
         return to_training_jpeg(_images.read(name), _short_side, _quality)
     except FileNotFoundError:
         return "file not found"
-    except (OSError, UnreadableImageError) as error:
+    except (OSError, ValueError, UnreadableImageError) as error:  # ValueError: a name no file can have
         return str(error)

@@ -81,7 +81,7 @@ def to_training_jpeg(data: bytes, short_side: int, quality: int) -> bytes:
     """The JPEG bytes stored in a shard. ``short_side`` 0 keeps the size, and an upright RGB JPEG byte for byte.
 
     Raises:
-        UnreadableImageError: when the bytes cannot be decoded.
+        UnreadableImageError: when the bytes cannot be decoded, or make no JPEG (of more than 65,500 pixels a side).
     """
     image = open_rgb(data)
     if short_side == 0 and _is_upright_rgb_jpeg(data):
@@ -89,7 +89,11 @@ def to_training_jpeg(data: bytes, short_side: int, quality: int) -> bytes:
     if short_side:
         image = resize_short_side(image, short_side)
     out = io.BytesIO()
-    image.save(out, "JPEG", quality=quality)
+    try:
+        image.save(out, "JPEG", quality=quality, comment=b"")
+    except Exception as error:
+        size = f"{image.width} x {image.height} pixels"
+        raise UnreadableImageError(f"{size} cannot be stored as JPEG: {error}") from error
     return out.getvalue()
 
 

@@ -255,6 +255,21 @@ def document_of(
     }
 
 
+def refuse_another_file(path: Path) -> None:
+    """An index we wrote may be written again; another file of that name is somebody's, often the captions themselves.
+
+    Raises:
+        InputError: when something that is no shard index is at ``path``.
+    """
+    if path.exists():
+        try:
+            ours = json.loads(path.read_text(encoding="utf-8"))["__kind__"] == KIND
+        except (OSError, ValueError, KeyError, TypeError):
+            ours = False
+        if not ours:
+            raise InputError(f"{path} is there and is no shard index. Choose another folder or --split.")
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write so that ``path`` holds all of ``data`` or is not there: a temporary neighbour, fsync, rename."""
     temporary = path.with_name(path.name + ".tmp")
@@ -272,9 +287,19 @@ def verify(index: Index) -> None:
         InputError: listing every shard that differs.
     """
     index.check_files()
-    wrong = [problem for shard in index.shards if (problem := _damage(shard))]
+    wrong = [problem for shard in index.shards if (problem := _damage_or_reason(shard))]
     if wrong:
         raise InputError(f"{len(wrong)} shard(s) of {index.path} are damaged:\n{listed(wrong)}\nCopy them again.")
+
+
+def _damage_or_reason(shard: Shard) -> str | None:
+    """What is wrong with a shard; one that cannot be read does not keep the others from being looked at."""
+    try:
+        return _damage(shard)
+    except InputError as error:
+        return str(error)
+    except OSError as error:
+        return f"{shard.path} cannot be read: {error}"
 
 
 def _damage(shard: Shard) -> str | None:

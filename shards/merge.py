@@ -117,10 +117,11 @@ def refuse_nothing(shards: Iterable[Packed]) -> None:
 
 def _write_index(split: str, out: Path, every: list[Packed]) -> Index:
     refuse_nothing(every)
+    path = out / f"{split}.json"
+    shard_index.refuse_another_file(path)
     made_by, shards = every[0].made_by, [packed.shard for packed in every if packed.shard.nsamples]
     packing = {**made_by["packing"], "samples_per_shard": made_by["samples_per_shard"]}
     skipped = [skip for packed in every for skip in packed.skipped]
     document = shard_index.document_of(split, shards, out, packing, made_by["left_out"], skipped)
-    path = out / f"{split}.json"
     shard_index.write_atomically(path, json.dumps(document, indent=1, ensure_ascii=False).encode())
     return shard_index.load(path)

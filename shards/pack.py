@@ -9,15 +9,16 @@ and renamed, so a killed packing leaves whole shards and the same command makes 
 images is made again, as they may have been mended. The captions file says what its shard was made by.
 """
 
+import fcntl
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import webdataset
 
@@ -51,6 +52,7 @@ def pack(
 
     Raises:
         InputError: when ``out`` holds another packing of this split, no image can be read, or (strict) one cannot.
+            Finished shards stay.
     """
     pack_part(source, split, out, settings, Part(), workers, strict, on_progress)
     return merge(split, out)
@@ -77,19 +79,21 @@ def pack_part(
     if workers < 1:
         raise InputError(f"--workers {workers}: at least 1 is wanted.")
     ImageFiles(source.images)  # a wrong --images is told at once, not as ten thousand unreadable files
+    shard_index.refuse_another_file(out / f"{split}.json")
     new_folder = not out.exists()
-    created: list[Path] = []
     with Converter(source.images, settings.short_side, settings.quality, workers) as convert:
         try:
             present = packed_in(out, split)
             planned = plan(source, split, settings, [found.made_by for found in present.values() if found], convert)
             _refuse_another_packing(out, present, planned)
             out.mkdir(parents=True, exist_ok=True)
-            shards = _pack_shards(out, planned, part, convert, strict, created, on_progress)
+            shards = _pack_shards(out, planned, part, convert, strict, on_progress)
             if part.count == 1:
-                refuse_nothing(shards)
+                _refuse_nothing(shards)
         except InputError:
-            _remove(created, out if new_folder else None)
+            if new_folder:
+                with suppress(OSError):  # not empty, or not made yet
+                    out.rmdir()
             raise
         except (OSError, BrokenProcessPool) as error:
             hint = " Out of memory? Try fewer --workers." if isinstance(error, BrokenProcessPool) else ""
@@ -106,17 +110,15 @@ def _pack_shards(
     part: Part,
     convert: Converter,
     strict: bool,
-    created: list[Path],
     on_progress: Progress,
 ) -> list[Packed]:
-    """The part's shards, each made unless it is finished; tars that were not there before are noted in ``created``."""
+    """The part's shards, each made unless it is finished."""
     mine = planned.shards()[part.number - 1 :: part.count]
     total, done = sum(len(records) for _, records in mine), 0
     finished = []
     for name, records in mine:
         tar = out / name
         if not _is_finished(tar, planned):
-            created += [] if tar.exists() else [tar]
             _pack_shard(tar, planned, records, convert, strict, partial(_later, on_progress, done, total))
         shard = packed(tar)
         assert shard is not None
@@ -154,26 +156,45 @@ def _pack_shard(
 ) -> None:
     """Write one shard and what lies beside it, the tar last."""
     temporary = tar.with_name(tar.name + ".tmp")
-    try:
-        samples, skipped = _write_tar(temporary, records, convert, strict, on_progress)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync(temporary)
-    size, sha256 = temporary.stat().st_size, shard_index.sha256_of(temporary)
-    finished = {"made_by": plan.made_by, "filesize": size, "sha256": sha256, "skipped": skipped, "samples": samples}
-    shard_index.write_beside(tar, temporary, tars.samples_of(temporary), finished)
-    temporary.replace(tar)
+    with _taken(temporary) as file:
+        try:
+            samples, skipped = _write_tar(file, records, convert, strict, on_progress)
+            file.flush()
+            os.fsync(file.fileno())
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        size, sha256 = temporary.stat().st_size, shard_index.sha256_of(temporary)
+        finished = {"made_by": plan.made_by, "filesize": size, "sha256": sha256, "skipped": skipped, "samples": samples}
+        shard_index.write_beside(tar, temporary, tars.samples_of(temporary), finished)
+        temporary.replace(tar)
+
+
+@contextmanager
+def _taken(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, emptied, that no other process writes: the same command may have been started twice."""
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            taken = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
+        except BlockingIOError:
+            taken = False
+        except OSError:  # a network file system without locks
+            taken = True
+        if not taken:
+            raise InputError(f"{path} is being written by another packing. Wait for it, or end it.")
+        file.truncate(0)
+        yield file
 
 
 def _write_tar(
-    path: Path, records: Sequence[Record], convert: Converter, strict: bool, on_progress: Callable[[int], None]
+    file: BinaryIO, records: Sequence[Record], convert: Converter, strict: bool, on_progress: Callable[[int], None]
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """KEY.jpg and KEY.json for each readable record. Returns what the samples say, and the images left out."""
     samples: list[dict[str, Any]] = []
     skipped: list[dict[str, str]] = []
     # No time stamp, so that the same input gives the same bytes.
-    with path.open("wb") as file, closing(webdataset.TarWriter(file, encoder=False, mtime=0)) as writer:
+    with closing(webdataset.TarWriter(file, encoder=False, mtime=0)) as writer:
         jpegs = convert([record.image for record in records])
         for number, (record, jpeg) in enumerate(zip(records, jpegs, strict=True), start=1):
             if isinstance(jpeg, bytes):
@@ -192,11 +213,6 @@ def _write_tar(
     return samples, skipped
 
 
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
 def _is_finished(tar: Path, plan: Plan) -> bool:
     """Whether a tar and all that belongs to it is there, whole, made by this plan, and lacks no image."""
     found = packed(tar)
@@ -209,11 +225,12 @@ def _is_finished(tar: Path, plan: Plan) -> bool:
     )
 
 
-def _remove(tars: list[Path], new_folder: Path | None) -> None:
-    """Take back what a failed packing wrote."""
-    for tar in tars:
-        for path in (tar, *map(tar.with_suffix, shard_index.BESIDE)):
-            path.unlink(missing_ok=True)
-    if new_folder and new_folder.exists():
-        with suppress(OSError):  # another part may be writing there
-            new_folder.rmdir()
+def _refuse_nothing(shards: list[Packed]) -> None:
+    """Raises InputError when not one image could be read; shards without any are removed."""
+    try:
+        refuse_nothing(shards)
+    except InputError:
+        for tar in [shard.shard.local for shard in shards]:
+            for path in (tar, *map(tar.with_suffix, shard_index.BESIDE)):
+                path.unlink(missing_ok=True)
+        raise

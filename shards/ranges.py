@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import lru_cache
 from typing import TypeVar
-from urllib.parse import SplitResult, unquote, urljoin, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
 from shards.urls import Url
 
@@ -24,6 +24,7 @@ FIRST_WAIT = 0.5  # seconds; doubled after each failure
 TIMEOUT = 30.0  # seconds without a byte
 _REDIRECTS = 5
 _CHUNK = 1 << 20
+_PLAIN = "%/?:@!$&'()*+,;=~"  # in a URL; what is escaped already stays so, spaces and other letters become so
 _Origin = tuple[str, str]  # scheme, host:port
 _T = TypeVar("_T")
 
@@ -136,7 +137,7 @@ class _Reply:
     def _send(self, method: str, text: str, headers: dict[str, str]) -> None:
         parts = urlsplit(text)
         self._origin = (parts.scheme, parts.netloc)
-        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        target = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe=_PLAIN)
         idle = _idle.setdefault(self._origin, [])
         while True:
             try:

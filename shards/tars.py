@@ -138,14 +138,16 @@ def text_of(sample: TarSample, tar: BinaryIO) -> SampleText:
     except (ValueError, UnicodeDecodeError) as error:
         raise InputError(f"{tar.name}: sample {sample.key!r} holds a text that cannot be read ({error}).") from error
     found = about.get("captions") or plain or about.get("caption") or about.get("text") or ()
-    captions = tuple(map(clean, [found] if isinstance(found, str) else filter(_is_text, found)))
+    texts = [found] if isinstance(found, str) else found if isinstance(found, list | tuple) else []
+    captions = tuple(map(clean, filter(_is_text, texts)))  # a table's missing caption is a number, NaN
     image_id = about["image_id"] if isinstance(about.get("image_id"), int | str) else sample.key
     return SampleText(sample.key, tuple(filter(None, captions)), image_id, None if label is None else str(label))
 
 
 def clean(caption: str) -> str:
-    """One line, single spaces; COCO's captions hold newlines and stray spaces."""
-    return " ".join(caption.split())
+    """One line, single spaces; COCO's captions hold newlines and stray spaces. Half an emoji, as a JSON's escapes can
+    name where a text was cut, becomes "?"."""
+    return " ".join(caption.encode(errors="replace").decode().split())
 
 
 def _is_text(value: Any) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -81,7 +82,7 @@ class Misbehaving(SimpleHTTPRequestHandler):
     length = 0
 
     def do_GET(self):
-        path = self.folder / self.path.lstrip("/")
+        path = self.folder / unquote(self.path).lstrip("/")
         if not path.is_file():
             return self.send_error(404)
         data = path.read_bytes()
@@ -122,7 +123,7 @@ class Misbehaving(SimpleHTTPRequestHandler):
             self.wfile.write(body)
 
     def do_HEAD(self):
-        path = self.folder / self.path.lstrip("/")
+        path = self.folder / unquote(self.path).lstrip("/")
         return self._send(200, {}, path.read_bytes()) if path.is_file() else self.send_error(404)
 
     def log_message(self, *_):

@@ -151,6 +151,25 @@ def test_damaged_and_compressed_tars_are_refused(tmp_path):
         adopt([tmp_path], "train")
 
 
+def test_captions_that_are_no_text_are_none(tmp_path):
+    """pandas writes a missing caption as NaN."""
+    members = [(f"{n}.jpg", picture("JPEG", 50)) for n in range(4)]
+    about = ['{"caption": NaN}', '{"captions": 5}', '{"captions": ["A cat.", null]}', '{"caption": "Half \\ud83d"}']
+    members += [(f"{n}.json", text.encode()) for n, text in enumerate(about)]
+    write_tar(tmp_path / "a.tar", sorted(members))
+    index = adopt([tmp_path], "train")
+    assert [text.captions for text in index.texts()] == [("A cat.",), ("Half ?",)]
+    assert index.document["left_out"] == {"samples without a caption": 2}
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path):
+    """Here a folder stands where the .idx is to be written."""
+    write_tar(tmp_path / "a.tar", A)
+    (tmp_path / "a.idx.tmp").mkdir()
+    with pytest.raises(InputError, match="ln -s"):
+        adopt([tmp_path], "train")
+
+
 def test_somebodys_json_is_not_overwritten(tmp_path):
     write_tar(tmp_path / "a.tar", A)
     (tmp_path / "captions.json").write_text('{"mine": 1}')

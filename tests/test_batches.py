@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -92,6 +93,15 @@ def test_sets_smaller_than_the_batch_and_batches_smaller_than_the_processes(batc
     parted, _ = global_steps(other, world_size, last=per_epoch)
     assert_same(whole, parted)
     assert len({key for step in parted for key, *_ in step}) == 44
+
+
+def test_many_micro_batches_hold_no_files_open(batches):
+    """A tensor shared with a loader process is an open file, and a process may have 1,024."""
+    steps = train_steps(replace(batches, global_batch_size=44, micro_batch_size=1), 0, 1, workers=1, pin=False)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    (micro_batches,) = steps
+    assert len(micro_batches) == 44
+    assert len(list(Path("/proc/self/fd").iterdir())) - before < 44
 
 
 def test_crops_differ_between_epochs_and_not_between_runs(batches):

@@ -13,6 +13,7 @@ from captioning.data import vocabulary as vocab
 from captioning.diagnosis import split
 from captioning.diagnosis.checks import Check, look, size
 from captioning.diagnosis.run import largest_micro_batch, run_checks, try_micro_batch
+from launch import doctor
 from shards import sources
 from shards.pack import pack
 from shards.plan import Settings
@@ -48,6 +49,14 @@ def test_feeding_tells_parts_accumulation_and_the_short_step(index):
     assert told["the last step"] == "2 images: 0 to 1 images a rank, 1 ranks without any, in 1 micro-batch of at most 2"
     assert told["shards a rank reads"] == "1 in a step, 1 in 2 steps, of 1"
     assert [check.well for check in split.feeding(index, 9, 8, 2) if check.what == "processes"] == [False]
+
+
+@pytest.mark.parametrize("option", ["--world-size", "--global-batch", "--micro-batch"])
+def test_numbers_below_one_are_bad_usage(monkeypatch, option, capsys):
+    monkeypatch.setattr(sys, "argv", ["doctor", "train.json", option, "0"])
+    with pytest.raises(SystemExit) as ended:
+        doctor.main()
+    assert ended.value.code == 2 and f"{option} 0: at least 1" in capsys.readouterr().err
 
 
 def test_the_command_on_a_split(index):

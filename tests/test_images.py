@@ -66,6 +66,13 @@ def test_short_side_0_keeps_an_upright_rgb_jpeg_byte_for_byte():
     assert Image.open(io.BytesIO(to_training_jpeg(grey, 0, 90))).mode == "RGB"
 
 
+def test_what_no_jpeg_can_hold_is_left_out_or_refused():
+    long_comment = encoded(Image.new("P", (20, 20)), "GIF", comment=b"x" * 100_000)
+    assert Image.open(io.BytesIO(to_training_jpeg(long_comment, 256, 90))).size == (20, 20)
+    with pytest.raises(UnreadableImageError, match="70000 x 10 pixels cannot be stored"):
+        to_training_jpeg(encoded(Image.new("L", (70_000, 10)), "PNG"), 256, 90)
+
+
 def test_bombs_and_rubbish_are_refused(monkeypatch):
     with pytest.raises(UnreadableImageError):
         open_rgb(b"rubbish")

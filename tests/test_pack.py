@@ -187,6 +187,43 @@ def test_tars_of_others_are_neither_overwritten_nor_deleted(drawn, tmp_path):
     assert files_of(tmp_path) == {"train-000000.tar": b"precious"}
 
 
+def test_somebodys_json_is_not_overwritten(drawn, tmp_path):
+    """Captions are often called train.json themselves."""
+    precious = {"train.json": Path(drawn[1]).read_bytes()}
+    (tmp_path / "train.json").write_bytes(precious["train.json"])
+    with pytest.raises(InputError, match="no shard index"):
+        pack_small(drawn, tmp_path)
+    assert files_of(tmp_path) == precious
+
+
+def test_the_same_command_twice_at_once_is_refused_and_harms_nothing(drawn, tmp_path):
+    pack_small(drawn, tmp_path / "whole")
+    refused = []
+
+    def start_another(done: int, total: int) -> None:
+        if done == 26:  # in the middle of a shard
+            with pytest.raises(InputError, match="being written by another packing"):
+                pack_small(drawn, tmp_path / "out")
+            refused.append(done)
+
+    pack_small(drawn, tmp_path / "out", on_progress=start_another)
+    assert refused and files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+
+
+def test_strict_keeps_finished_shards(drawn, tmp_path):
+    images, captions = write_coco(tmp_path / "coco", {f"{n}.jpg": [f"Picture {n}."] for n in range(60)}, jpeg())
+    source, out = sources.coco(images, captions), tmp_path / "out"
+    pack(source, "train", tmp_path / "whole", Settings())
+    last = read_sample(shard_index.load(tmp_path / "whole" / "train.json"), 59).key
+    (images / f"{last}.jpg").write_bytes(b"this is no picture")
+    with pytest.raises(InputError, match=rf"{last}\.jpg"):
+        pack(source, "train", out, Settings(), strict=True)
+    assert (out / "train-000000.tar").exists()
+    (images / f"{last}.jpg").write_bytes(jpeg())
+    pack(source, "train", out, Settings(), strict=True)
+    assert files_of(out) == files_of(tmp_path / "whole")
+
+
 def test_mended_images_are_taken_up_and_strict_looks_again(tmp_path):
     images, captions = write_coco(tmp_path / "coco", {f"{n}.jpg": [f"Picture {n}."] for n in range(8)}, jpeg())
     (images / "3.jpg").write_bytes(b"this is no picture")

@@ -232,6 +232,22 @@ def test_verify_reads_every_byte_over_http(server, scene_shards, tmp_path):
         shard_index.verify(other)
 
 
+def test_spaces_and_other_letters_in_urls(scene_shards, tmp_path):
+    shutil.copytree(scene_shards, tmp_path / "é b")
+    with misbehaving(tmp_path, "none") as url:
+        index = shard_index.load(f"{url}/é b/train.json")
+        shard_index.verify(index)
+        assert not any(isinstance(read, Hole) for read in read_samples(index, range(len(index))))
+        assert len(shard_index.load(f"{url}/%C3%A9%20b/train.json")) == len(index)
+
+
+def test_verify_tells_every_shard_that_cannot_be_read(scene_shards):
+    index = shard_index.load(scene_shards / "train.json")
+    gone = [replace(index.shards[0], path=Url("pipe:false ", f"gone-{n}.tar")) for n in range(2)]
+    with pytest.raises(InputError, match=r"(?s)gone-0\.tar.*gone-1\.tar"):
+        shard_index.verify(replace(index, shards=tuple(gone)))
+
+
 def test_two_processes_train_from_a_url(server, scene_shards, empty_config, tmp_path):
     overrides = [
         item.replace(str(scene_shards), f"{server.url}/split")

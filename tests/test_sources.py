@@ -38,6 +38,20 @@ def test_keys_hold_no_dot_and_no_space_and_stay_distinct():
     assert all(re.fullmatch(r"[A-Za-z0-9_-]{1,90}", key) for key in keys)
 
 
+@pytest.mark.parametrize("name", [".", "", "caf\udce9.jpg"])
+def test_images_that_no_sample_can_be_called_after_are_refused(tmp_path, name):
+    """The last is how Python names a file whose name is Latin-1."""
+    document = {"images": [{"id": 1, "file_name": name}], "annotations": [{"image_id": 1, "caption": "x"}]}
+    (tmp_path / "captions.json").write_text(json.dumps(document))
+    with pytest.raises(InputError, match="Rename it"):
+        sources.coco(tmp_path, tmp_path / "captions.json")
+
+
+def test_half_an_emoji_is_no_error(tmp_path):
+    source = sources.coco(*write_coco(tmp_path, {"a.jpg": ["A cat \ud83d"]}, b""))
+    assert source.records[0].captions == ("A cat ?",)
+
+
 def test_a_zip_reads_like_a_folder(tmp_path):
     with zipfile.ZipFile(tmp_path / "train2017.zip", "w") as archive:
         archive.writestr("train2017/000000000009.jpg", b"bytes")

@@ -73,6 +73,10 @@ class CaptionBatch:
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS}
         return replace(self, **moved)
 
+    def owned(self) -> "CaptionBatch":
+        """A copy outside the memory shared with the process that made it, where each tensor keeps a file open."""
+        return replace(self, **{name: getattr(self, name).clone() for name in _TENSORS})
+
     def pin_memory(self) -> "CaptionBatch":  # called by DataLoader
         return replace(self, **{name: getattr(self, name).pin_memory() for name in _TENSORS})
 
@@ -207,7 +211,9 @@ def train_steps(batches: TrainBatches, first: int, last: int, workers: int, pin:
     """The rank's micro-batches of each step first..last-1, read ahead by ``workers`` processes."""
     loader = iter(_loader(batches, _MicroBatches(batches, first, last), workers, pin))
     for step in range(first, last):
-        yield [next(loader) for _ in range(batches.micro_batches(step))]
+        count = batches.micro_batches(step)
+        copied = workers > 0 and not pin and count > 1  # hundreds would exceed the files a process may open
+        yield [next(loader).owned() if copied else next(loader) for _ in range(count)]
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Tokenizing an image's five captions costs as much as decoding its JPEG; doing it
 """
 
 import json
+import os
 from array import array
 from collections import Counter
 from collections.abc import Callable
@@ -82,7 +83,10 @@ def encode(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "about.json").unlink(missing_ok=True)
     for name, values in zip(_ARRAYS, arrays, strict=True):
-        np.save(folder / f"{name}.npy", values, allow_pickle=False)
+        with (folder / f"{name}.npy").open("wb") as file:
+            np.save(file, values, allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())  # before about.json says that they are there
     write_atomically(folder / "about.json", json.dumps(_about(index, vocabulary, max_words)).encode())
     return vocabulary
 

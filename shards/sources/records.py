@@ -46,6 +46,13 @@ def source_of(images: Places, records: Iterable[Record], left_out: dict[str, int
         InputError: when there are none, or two have the same key or id.
     """
     found = tuple(records)
+    for record in found:
+        try:
+            _ = record.key, record.image.encode()
+        except ValueError:  # nothing before the dot, or a file name that is no UTF-8
+            raise InputError(
+                f"{path} names an image {record.image!r}, which no sample can be called. Rename it."
+            ) from None
     if not found:
         reasons = "".join(f"\n  left out: {count:,} {reason}" for reason, count in left_out.items() if count)
         raise InputError(f"{path} names no image with a caption: there is nothing to pack.{reasons}")
