@@ -74,6 +74,13 @@ class Checkpoint:
         """The state dict to write captions with: averaged weights, where they are kept."""
         return self.average() or self.model()
 
+    def unfitting(self, error: Exception) -> InputError:
+        """The error to raise when what is in it, sound as it is, belongs to another model or optimizer."""
+        return InputError(
+            f"{self.folder} does not fit this run's model: {' '.join(str(error).split())[:300]}\nAnother version wrote "
+            "it, or somebody changed it. Continue with the version that wrote it, or choose another run=FOLDER."
+        )
+
 
 def save(
     run: Path,

@@ -93,10 +93,10 @@ class Ranks:
         self.sums([0.0])
 
 
-def _outcome(work: Callable[[Event], Any], unwanted: Event) -> tuple[Any, Exception | None]:
+def _outcome(work: Callable[[Event], Any], unwanted: Event) -> tuple[Any, BaseException | None]:
     try:
         return work(unwanted), None
-    except Exception as error:
+    except BaseException as error:  # whatever it is: without an outcome all ranks would wait for ever
         return None, error
 
 

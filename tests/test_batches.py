@@ -1,6 +1,7 @@
 """From positions to tensors: the same images and words for every world size, worker count and micro-batch size."""
 
 import io
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -13,11 +14,12 @@ import torch
 from PIL import Image
 
 from captioning.data import captions as encoded
-from captioning.data.batches import EvaluationBatches, TrainBatches, evaluation_loader, train_steps
+from captioning.data.batches import EvaluationBatches, TrainBatches, evaluation_loader, train_steps, words_of
 from captioning.data.captions import EncodedCaptions
 from captioning.data.transforms import Preprocessing, decode
 from shards import index as shard_index
 from shards import storage
+from shards.errors import InputError
 from shards.images import UnreadableImageError, open_rgb
 from shards.order import step_range
 from tests.conftest import ROOT, with_one_broken_image
@@ -190,3 +192,15 @@ def test_a_small_file_that_promises_too_many_pixels_is_refused():
     data[at + 5 : at + 9] = (60_000).to_bytes(2, "big") * 2
     with pytest.raises(UnreadableImageError):
         decode(bytes(data))
+
+
+def test_an_error_of_a_loader_process_says_what_it_says_in_this_one(batches, scene_shards, tmp_path):
+    shutil.copytree(scene_shards, tmp_path / "shards")
+    index = shard_index.load(tmp_path / "shards" / "train.json")
+    index.shards[0].path.with_suffix(".idx").write_text("v1.2 44\n" + "txt 0 1 1\n" * 44)
+    said = []
+    for workers in (0, 1):
+        with pytest.raises(InputError) as error:
+            next(train_steps(replace(batches, index=index), 0, 1, workers, pin=False))
+        said.append(words_of(error.value))
+    assert said[0] == said[1] and "Copy it again, with its tar." in said[0]

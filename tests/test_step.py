@@ -1,6 +1,7 @@
 """The step in real processes: any cut of the batch, steps that are skipped, stages that are thawed, fp16's scaler."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +19,14 @@ from captioning.model.captioner import Captioner
 from captioning.ranks import Ranks, join
 from captioning.training.loop import train
 from captioning.training.preemption import StopSignals
+from captioning.training.setup import Experiment
 from captioning.training.step import Stepper
 from shards import scenes, sources
 from shards.errors import InputError
 from shards.pack import Settings, pack
-from tests.conftest import settings
+from tests.conftest import UNTRAINED_WORDS, settings, untrained_run
 from tests.processes import in_processes
-from tests.test_training import SAME, distance, parameters, reference
+from tests.test_training import SAME, distance, parameters, reference, status
 
 
 @pytest.fixture(scope="module")
@@ -248,3 +250,83 @@ def compiled_steps(folder: Path) -> None:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler (g++), and there is none")
 def test_compiled_stages_keep_their_names_and_statistics(tmp_path):
     in_processes(1, compiled_steps, tmp_path)
+
+
+UNFITTING = r"step-00000001 does not fit this run's model: .*\n.*version"
+
+
+def loads_other_optimizers(folder: Path) -> None:
+    config, captioner = tiny(ema_decay=0.9)
+    stepper = Stepper(captioner, config, Accelerator(cpu=True), Ranks(0, 1), 9)
+    stepper.step(0, [batch_of([4, 5, 6], 0)], 6.0)
+    model, optimizer, average = stepper.saved_state()
+    groups, moments = (optimizer["optimizer"][part] for part in ("param_groups", "state"))
+    longer = {0: {**moments[0], "exp_avg": torch.zeros(3)}}
+    others = {
+        "groups": (average, {"optimizer": {"param_groups": groups[:-1], "state": moments}}),
+        "shapes": (average, {"optimizer": {"param_groups": groups, "state": moments | longer}}),
+        "nothing": (average, {}),
+        "average": ({"other": torch.zeros(3)}, optimizer),
+    }
+    for name, (averages, state) in others.items():
+        texts = {"config.yaml": "", "vocabulary.json": ""}
+        checkpoint.save(folder / name, checkpoint.RunState(1, 6, 1, ""), model, state, texts, 2, averages)
+        with pytest.raises(InputError, match=UNFITTING):
+            stepper.load(checkpoint.find(folder / name, "latest", pytest.fail))
+    (folder / "all refused").touch()
+
+
+def test_an_optimizer_of_another_model_is_refused(tmp_path):
+    in_processes(1, loads_other_optimizers, tmp_path)
+    assert (tmp_path / "all refused").exists()
+
+
+def test_weights_of_another_model_are_refused(tmp_path):
+    run = untrained_run(tmp_path)
+    found = checkpoint.find(run, "latest", pytest.fail)
+    config = configuration.load(run / "config.yaml", settings(run, run, decoder__hidden_size=24, train__epochs=1))
+    experiment = Experiment(None, None, UNTRAINED_WORDS, None, None, found, found.state, [], 0)
+    with pytest.raises(InputError, match=UNFITTING):
+        experiment.build_model(config, is_main=True)
+
+
+@pytest.mark.parametrize("split", ["train", pytest.param("val", marks=pytest.mark.sweep)])
+def test_what_one_rank_cannot_read_ends_all_with_its_words(scene_shards, tmp_path, empty_config, split):
+    """One line of an ``.idx`` is garbled: only the rank that has that sample reads it."""
+    run, shards = tmp_path / "run", tmp_path / "shards"
+    shutil.copytree(scene_shards, shards)
+    idx = next(shards.glob(f"{split}-*.idx"))
+    lines = idx.read_text().splitlines()
+    idx.write_text("\n".join([*lines[:-1], lines[-1].replace("jpg", "txt")]) + "\n")
+    changes = {"train__total_steps": 9, "train__global_batch_size": 40}
+    if split == "val":
+        changes |= {"data__val": shards / "val.json", "evaluate__batch_size": 3, "evaluate__every_steps": 1}
+    in_processes(2, meets_the_garbled_line, settings(shards, run, **changes), empty_config, split)
+    assert status(run)[0] == "failed"
+
+
+def meets_the_garbled_line(overrides: list[str], config: Path, split: str) -> None:
+    with pytest.raises(InputError) as error:
+        run_config(overrides, config)
+    assert re.fullmatch(
+        rf"\S*/{split}-000000.idx: the line .* names no image. Copy it again, with its tar.", str(error.value)
+    )
+
+
+def averages_of_pretrained_weights(folder: Path) -> None:
+    accelerator, ranks = join("no")
+    config, captioner = tiny(ema_decay=0.9)
+    if ranks.is_main:  # which alone reads encoder.weights
+        torch.nn.init.ones_(captioner.encoder.stages["layer4"][0].conv1.weight)
+    stepper = Stepper(captioner, config, accelerator, ranks, total_steps=9)
+    with stepper.averaged():
+        assert (captioner.encoder.stages["layer4"][0].conv1.weight == 1).all()
+    (folder / f"{ranks.rank}").touch()
+    ranks.barrier()
+    stepper.release()
+    accelerator.end_training()
+
+
+def test_averages_begin_with_the_weights_that_rank_0_read(tmp_path):
+    in_processes(2, averages_of_pretrained_weights, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"0", "1"}

@@ -22,6 +22,7 @@ from captioning.data.vocabulary import END, PAD
 from shards import index as shard_index
 from shards import storage
 from shards.cache import Cache, default_folder
+from shards.errors import InputError
 from shards.images import UnreadableImageError
 from shards.index import Index
 from shards.order import EpochOrder, micro_batches, rank_part, step_range
@@ -214,6 +215,11 @@ def train_steps(batches: TrainBatches, first: int, last: int, workers: int, pin:
         count = batches.micro_batches(step)
         copied = workers > 0 and not pin and count > 1  # hundreds would exceed the files a process may open
         yield [next(loader).owned() if copied else next(loader) for _ in range(count)]
+
+
+def words_of(error: InputError) -> str:
+    """What an error says, without the traceback that DataLoader puts before the words of its workers."""
+    return str(error).rpartition(f"{InputError.__name__}: ")[2].strip()
 
 
 @dataclass(frozen=True)

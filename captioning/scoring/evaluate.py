@@ -6,7 +6,7 @@ from itertools import islice
 import torch
 
 from captioning.config import Config
-from captioning.data.batches import EvaluationBatches, evaluation_loader
+from captioning.data.batches import EvaluationBatches, evaluation_loader, words_of
 from captioning.data.transforms import preprocessing_of
 from captioning.data.vocabulary import Vocabulary
 from captioning.model.captioner import Captioner
@@ -73,7 +73,7 @@ def caption_split(
     ``also`` gets every batch too: uint8 [B, 3, S, S] on the device, and the images' numbers in the split.
 
     Raises:
-        InputError: on every rank, when no image of the split could be read.
+        InputError: on every rank, when one cannot read its samples, or none of them any image.
     """
     size = config.evaluate.batch_size
     batches_of_split = -(-len(index) // size)
@@ -86,10 +86,15 @@ def caption_split(
     batches = EvaluationBatches(index, preprocessing_of(config))
     loader = iter(evaluation_loader(batches, start, stop, size, workers))
     options = options_of(config.evaluate)
+    objection: str | None = None
     try:
         for _ in range(-(-batches_of_split // ranks.world_size)):
             between_batches()
-            for batch in islice(loader, 1):  # none, where this rank's part is a batch shorter
+            try:
+                read = list(islice(loader, 1))  # none, where this rank's part is a batch shorter
+            except InputError as error:
+                objection, read, loader = words_of(error), [], iter(())
+            for batch in read:
                 holes += map(str, batch.holes)
                 if batch.samples:
                     images = batch.images.to(device)
@@ -102,6 +107,8 @@ def caption_split(
                 on_progress(len(captions) + len(holes), stop - start)
     finally:
         model.train(training)
+    if objections := [each for each in ranks.gathered(objection) if each]:
+        raise InputError(objections[0])
     parts = ranks.gathered((captions, holes))
     if not any(part for part, _ in parts):
         raise InputError(f"No image of {index.path} could be read: there is nothing to score.")

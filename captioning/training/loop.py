@@ -6,14 +6,16 @@ tokens of all ranks, and between two steps the ranks agree whether to stop.
 
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 
 from captioning import run_folder
 from captioning.config import Config, save_text
-from captioning.data.batches import CaptionBatch, train_steps
+from captioning.data.batches import CaptionBatch, train_steps, words_of
 from captioning.ranks import Ranks, join, lost_peer
 from captioning.training.holes import tell_holes
 from captioning.training.ledger import Ledger, cut_ledgers
@@ -67,11 +69,18 @@ def train(config: Config, stop: StopSignals) -> str:
 def _note_failure(run: Path, error: BaseException, ranks: Ranks) -> None:
     """``failed`` in RUN/status, by the rank it happened to; the others see a peer go, which is no failure of theirs:
     the run then looks like one that was killed, to be started again."""
+    detail = f"{type(error).__name__}: {error}"
+    if isinstance(error, torch.OutOfMemoryError):
+        advice = (
+            "lower train.micro_batch_size, which leaves the updates as they are; while validating, evaluate.batch_size"
+        )
+        detail = f"rank {ranks.rank} ran out of the device's memory: {advice}. {error}"
+        print(f"error: {detail}", file=sys.stderr)
     try:
         if isinstance(error, InputError) and not ranks.is_main:
             return  # it is raised on all of them
         if not lost_peer(error):
-            run_folder.set_status(run, "failed", f"{type(error).__name__}: {error}")
+            run_folder.set_status(run, "failed", detail)
         elif ranks.is_main and run_folder.status(run)[0] == "running":
             run_folder.set_status(run, "running", f"until another process was lost: {error}")
     except OSError as unwritten:
@@ -137,14 +146,7 @@ class Trainer:
                 self.why = f", {why}"
                 return
             self._at("reading its samples")
-            asked = time.perf_counter()
-            micro_batches = next(steps)
-            self.clock.waiting += time.perf_counter() - asked
-            self._at("waiting for the other ranks to have read theirs")
-            mine = [sum(b.targets for b in micro_batches), sum(len(b.holes) for b in micro_batches)]
-            targets, holes, stopping = self.ranks.sums([*mine, self.stop.received is not None])
-            if stopping:
-                raise stopped_by(self.ranks.gathered(self.stop.received))
+            micro_batches, targets, holes = self._read(steps)
             first = self.found.step_range(self.state.step, self.config)[1] == 0
             so_far = int(holes) + (0 if first else self.state.epoch_holes)
             self.state = replace(self.state, epoch_holes=so_far)
@@ -155,6 +157,30 @@ class Trainer:
             update = self.stepper.step(self.state.step, micro_batches, targets, with_top5=logging)
             self._advance(micro_batches, update)
             self.monitor.step(self.state.step, self._scalars(update, targets) if logging else None)
+
+    def _read(self, steps: Iterator[list[CaptionBatch]]) -> tuple[list[CaptionBatch], float, float]:
+        """The rank's micro-batches of the next step; target tokens and holes of it on all ranks.
+
+        Raises:
+            StoppedError: on every rank, when one was told to stop.
+            InputError: on every rank, when one cannot read its samples.
+        """
+        micro_batches: list[CaptionBatch] = []
+        objection, asked = None, time.perf_counter()
+        try:
+            micro_batches = next(steps)
+        except InputError as error:
+            objection = words_of(error)
+        self.clock.waiting += time.perf_counter() - asked
+        self._at("waiting for the other ranks to have read theirs")
+        mine = [sum(b.targets for b in micro_batches), sum(len(b.holes) for b in micro_batches)]
+        flags = [objection is not None, self.stop.received is not None]
+        targets, holes, failed, stopping = self.ranks.sums([*mine, *flags])
+        if failed:
+            raise InputError(next(filter(None, self.ranks.gathered(objection))))
+        if stopping:
+            raise stopped_by(self.ranks.gathered(self.stop.received))
+        return micro_batches, targets, holes
 
     def _at(self, what: str) -> None:
         self.watchdog.at(self.state.step + 1, what)

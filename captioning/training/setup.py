@@ -69,11 +69,18 @@ class Experiment:
         )
 
     def build_model(self, config: Config, is_main: bool) -> Captioner:
-        """The model to start from; pretrained weights on rank 0 alone, since DDP hands its parameters to all."""
+        """The model to start from; pretrained weights on rank 0 alone, since DDP hands its parameters to all.
+
+        Raises:
+            InputError: when the checkpoint to continue from holds another model.
+        """
         torch.manual_seed(key_of("model", config.seed) >> 1)
         model = Captioner(config, len(self.vocabulary))
         if self.checkpoint is not None:
-            model.load_state_dict(self.checkpoint.model())
+            try:
+                model.load_state_dict(self.checkpoint.model())
+            except RuntimeError as error:
+                raise self.checkpoint.unfitting(error) from error
         elif is_main:
             load_pretrained(model.encoder, config.encoder)
         return model

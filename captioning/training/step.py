@@ -90,6 +90,10 @@ class Stepper:
                 "none"
             )  # until that step begins; the optimizer passes over what has no gradient
         self._wrap()
+        if self.average is not None:
+            self.average.load(
+                captioner.state_dict()
+            )  # DDP gave rank 0's weights to all: pretrained ones it alone reads
 
     def _wrap(self) -> None:
         self.model, self.optimizer = self.accelerator.prepare(self.captioner, self.optimizer)
@@ -232,17 +236,31 @@ class Stepper:
         return self.captioner.state_dict(), optimizer, average
 
     def load(self, saved: Checkpoint) -> None:
-        """Continue as a checkpoint left off: all but the weights themselves."""
+        """Continue as a checkpoint left off: all but the weights themselves.
+
+        Raises:
+            InputError: when it holds another optimizer than this one, or averages of other weights.
+        """
         state = saved.optimizer()
-        configured = [{key: group[key] for key in _CONFIGURED} for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group, settings in zip(self.optimizer.param_groups, configured, strict=True):
-            group.update(settings)
-        if self.accelerator.scaler is not None and "scaler" in state:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        average = saved.average()
-        if self.average is not None and average is not None:
-            self.average.load(average)
+        try:
+            for group, own in zip(state["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True):
+                group.update({key: own[key] for key in _CONFIGURED})
+            self.optimizer.load_state_dict(state["optimizer"])
+            self._check_moments()
+            if self.accelerator.scaler is not None and "scaler" in state:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+            average = saved.average()
+            if self.average is not None and average is not None:
+                self.average.load(average)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise saved.unfitting(error) from error
+
+    def _check_moments(self) -> None:
+        """A sum and a sum of squares of each gradient element: of what has another shape the kernel would read past."""
+        for parameter, state in self.optimizer.state.items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                if state[name].shape != parameter.shape:
+                    raise ValueError(f"{name} has shape {list(state[name].shape)}, its weights {list(parameter.shape)}")
 
 
 def _is_batch_norm(module: nn.Module) -> bool:
