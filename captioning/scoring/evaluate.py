@@ -1,12 +1,13 @@
 """Exact evaluation by any number of processes: every image captioned once, scored once, together."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
 import torch
 
 from captioning.config import Config
-from captioning.data.batches import EvaluationBatches, evaluation_loader, words_of
+from captioning.data.batches import EvaluationBatches, ImageBatch, evaluation_loader, words_of
 from captioning.data.transforms import preprocessing_of
 from captioning.data.vocabulary import Vocabulary
 from captioning.model.captioner import Captioner
@@ -84,7 +85,7 @@ def caption_split(
     captions: dict[int, str] = {}
     holes: list[str] = []
     batches = EvaluationBatches(index, preprocessing_of(config))
-    loader = iter(evaluation_loader(batches, start, stop, size, workers))
+    loader: Iterator[ImageBatch] = iter(evaluation_loader(batches, start, stop, size, workers))
     options = options_of(config.evaluate)
     objection: str | None = None
     try:
