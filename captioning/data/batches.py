@@ -1,6 +1,5 @@
 """Positions of the order -> tensors. The only door from `captioning` to the samples in `shards`."""
 
-import atexit
 import multiprocessing.util
 import os
 import signal
@@ -274,6 +273,8 @@ class _Loader(DataLoader):
 
 
 def _loader(dataset: Dataset, places, workers: int, pin: bool) -> DataLoader:
+    if workers:
+        multiprocessing.util.Finalize(None, _end_loaders, exitpriority=0)  # before multiprocessing's own farewell
     return _Loader(
         dataset,
         batch_size=None,
@@ -291,10 +292,9 @@ def _leave_signals_to_the_rank(_worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-@atexit.register
 def _end_loaders() -> None:
     """A process that ends by an error still holds its loaders, and multiprocessing would ask them to go by SIGTERM,
-    which they ignore, and wait for ever. Runs before that: what is registered last is done first."""
+    which they ignore, and wait for ever."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would report the end of each as an error
     for child in multiprocessing.active_children():
         if child.daemon:
