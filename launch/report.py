@@ -25,7 +25,7 @@ def main() -> None:
     for note in facts.notes:
         print(f"note: {note}")
     for path in written:
-        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+        print(f"{path}: {path.stat().st_size / 1e3:,.0f} kB")
 
 
 def _arguments() -> argparse.Namespace:

@@ -73,6 +73,7 @@ def run(tmp_path_factory, scene_shards):
     for step in range(1, 9):
         board.add_scalar("train/loss", 3 / step, step)
         board.add_scalar("rate/decoder", 1e-3, step)
+        board.add_scalar("train/top5_accuracy", 0.5, step)
     board.close()
     return run
 
@@ -103,6 +104,9 @@ def test_a_page_says_what_the_files_say(run, facts):
     for example in facts.examples:
         assert all(reference in text for reference in example.references[:5])
     assert text.count('class="looks"') == sum(bool(example.caption.words) for example in facts.examples)
+    assert "<strong>Top-5 accuracy</strong>" in text and " of “" not in text
+    other = replace(facts, best=[replace(facts.best[0], scored="Other & words.")])
+    assert f"CIDEr-D {facts.best[0].score:.2f} of “Other &amp; words.”" in page.html(other, None)
     assert "44 images" in text and "10 images" in text, "the model card knows the data"
 
 

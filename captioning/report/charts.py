@@ -62,10 +62,9 @@ def chart(title: str, series: Mapping[str, Points], about: str = "", may_be_log:
         f' <span class="key"><i style="background:var(--c{number})"></i>{escape(name)}</span>'
         for number, name in enumerate(drawn)
     )
-    notes = " · ".join(note for note in (about, "logarithmic" if logarithmic else "") if note)
+    notes = "".join(f" · {escape(note)}" for note in (about, "logarithmic" if logarithmic else "") if note)
     return (
-        f"<figure><figcaption><strong>{escape(title)}</strong>{keys if len(drawn) > 1 else ''}"
-        f"{f' · {escape(notes)}' if notes else ''}</figcaption>\n"
+        f"<figure><figcaption><strong>{escape(title)}</strong>{notes}{keys if len(drawn) > 1 else ''}</figcaption>\n"
         f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)} over steps: '
         f'{escape(says)}">{"".join(parts)}</svg></figure>'
     )

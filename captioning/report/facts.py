@@ -30,6 +30,7 @@ class Example:
     image: Image.Image
     caption: Caption
     references: tuple[str, ...]
+    scored: str  # the caption that was scored, which training may have written in another precision
     score: float  # CIDEr-D of it alone
     label: str | None
 
@@ -158,9 +159,8 @@ def _examples(
             notes.append(f"An image is not shown: {caption}")
             continue
         known = captioned.references[row]
-        found.append(
-            Example(captioned.image_ids[row], opened(data), caption, known.captions, float(each[row]), known.label)
-        )
+        image_id, scored, score = captioned.image_ids[row], captioned.captions[row], float(each[row])
+        found.append(Example(image_id, opened(data), caption, known.captions, scored, score, known.label))
     return found
 
 

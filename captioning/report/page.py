@@ -17,6 +17,7 @@ from captioning.scoring.scores import WRONG_IMAGES
 from shards.index import write_atomically
 
 _IN_SHEET = 6  # images in attention.png
+_NO_WORDS = "(no words)"
 
 
 def write(facts: Facts, costs: Profile | None) -> list[Path]:
@@ -110,6 +111,7 @@ def _charts(facts: Facts) -> str:
     charts = [
         chart("Loss", _curves(facts, "loss"), "nats a word"),
         chart("Perplexity", _curves(facts, "perplexity"), may_be_log=True),
+        chart("Top-5 accuracy", {"top 5": facts.curves.get("train/top5_accuracy", [])}, "training, teacher forcing"),
         chart("BLEU and ROUGE", scores("BLEU-1", "BLEU-4", "ROUGE-L"), "validation"),
         chart("CIDEr-D", scores("CIDEr-D", WRONG_IMAGES), "validation"),
         chart("Learning rate", rates),
@@ -130,7 +132,10 @@ def _images(facts: Facts) -> str:
         return ""
     parts = []
     if any(example.caption.attention is not None for example in facts.examples):
-        parts.append("<p>Under each caption, word by word, where the model looked: the rest is greyed.</p>")
+        parts.append(
+            "<p>Under each caption, word by word, where the model looked: the rest is greyed. A picture without grey: "
+            "it looked everywhere alike.</p>"
+        )
     for name, (examples, what) in groups.items():
         cards = "\n".join(_card_of(example, facts) for example in examples)
         parts.append(f'<h3>{name} <span class="soft small">{what}</span></h3>\n<div class="gallery">{cards}</div>')
@@ -138,14 +143,18 @@ def _images(facts: Facts) -> str:
 
 
 def _card_of(example: Example, facts: Facts) -> str:
-    said = example.caption.text or "(no words)"
+    said = example.caption.text or _NO_WORDS
     references = "".join(f"<li>{escape(text)}</li>" for text in example.references[:5])
     label = f" · {escape(example.label)}" if example.label else ""
+    scored = (
+        "" if example.scored == example.caption.text else f" of “{escape(example.scored or _NO_WORDS)}”"
+    )  # by another device or precision
     seen = data_url(smaller(facts.predictor.preprocessing.seen(example.image), 160), quality=80)
     return (
         f'<article class="card"><img alt="{escape(said)}" src="{data_url(smaller(example.image, 420), quality=82)}">'
         f'<div class="text"><p class="said">{escape(said)}</p>{looks(seen, example.caption)}<ul>{references}</ul>'
-        f'<p class="meta">{escape(str(example.image_id))}{label} · CIDEr-D {example.score:.2f}</p></div></article>'
+        f'<p class="meta">{escape(str(example.image_id))}{label} · CIDEr-D {example.score:.2f}{scored}</p>'
+        "</div></article>"
     )
 
 
