@@ -32,7 +32,7 @@ SCALARS = {
     "train/top5_accuracy",
     "rate/encoder", "rate/decoder",
     "speed/images_per_s", "speed/captions_per_s", "speed/data_wait_share", "speed/step_ms", "speed/peak_memory_gb",
-    "val/loss", "val/perplexity", "val/CIDEr-D", "val/BLEU-4", "val/ROUGE-L",
+    "teacher_forcing/loss", "teacher_forcing/perplexity", "val/CIDEr-D", "val/BLEU-4", "val/ROUGE-L",
 }  # fmt: skip
 
 
@@ -75,14 +75,16 @@ def test_curves_have_each_step_once_after_a_kill(watched, events):
     assert set(events.Tags()["scalars"]) >= SCALARS
     for tag in SCALARS:
         steps = [event.step for event in events.Scalars(tag)]
-        assert steps == ([3, 6, 9, 12, 15, 18] if tag.startswith("val/") else list(range(1, 19))), tag
+        assert steps == (
+            [3, 6, 9, 12, 15, 18] if tag.startswith(("val/", "teacher_forcing/")) else list(range(1, 19))
+        ), tag
     assert len(list((watched[0] / "tensorboard").iterdir())) == 3, "one run with a file a start, no runs below it"
 
 
 def test_values_are_what_they_are_called(events):
     last = {tag: events.Scalars(tag)[-1].value for tag in SCALARS}
     assert last["train/perplexity"] == pytest.approx(math.exp(last["train/loss"]), rel=1e-4)
-    assert last["val/perplexity"] == pytest.approx(math.exp(last["val/loss"]), rel=1e-4)
+    assert last["teacher_forcing/perplexity"] == pytest.approx(math.exp(last["teacher_forcing/loss"]), rel=1e-4)
     assert last["speed/captions_per_s"] == pytest.approx(5 * last["speed/images_per_s"], rel=1e-4)
     assert 0 <= last["speed/data_wait_share"] <= 1 and 0.05 < last["speed/peak_memory_gb"] < 20
     assert last["train/holes"] == last["train/skipped_steps"] == 0
@@ -117,7 +119,8 @@ def test_validation_loss_is_that_of_every_caption_word_by_word(watched, scene_sh
                     losses.append(-float(torch.log_softmax(logits, dim=-1)[0, word]))
                     previous = word
     scores = [json.loads(line) for line in (run / "scores.jsonl").read_text().splitlines()]
-    assert scores[-1]["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+    assert not {"loss", "perplexity"} & set(scores[-1]), "they are no scores"
+    assert scores[-1]["teacher_forcing"]["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
 
 
 def test_watched_images_are_shown_with_their_captions(events):

@@ -63,7 +63,7 @@ def test_a_run_that_gets_no_better_stops_says_so_and_stays_stopped(scene_shards,
     assert stopped[1] == stopped[0] + 2, "it counts on where it stopped"
     lines = [json.loads(line) for line in (run / "scores.jsonl").read_text().splitlines()]
     best = checkpoint.find(run, "best", pytest.fail)
-    assert best.state.step == min(lines, key=lambda line: line["loss"])["step"]
+    assert best.state.step == min(lines, key=lambda line: line["teacher_forcing"]["loss"])["step"]
     assert best.captioner().keys() == best.model().keys()
     weight = "decoder.classifier.weight"
     assert not torch.equal(best.captioner()[weight], best.model()[weight]), "captions are written with averaged weights"

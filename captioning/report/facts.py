@@ -43,7 +43,7 @@ class Facts:
     predictor: Predictor
     status: tuple[str, str]
     curves: dict[str, list[tuple[int, float]]]  # TensorBoard tag -> (step, value)
-    validations: list[dict[str, float]]  # lines of scores.jsonl
+    validations: list[dict[str, Any]]  # lines of scores.jsonl
     train: Index | None
     val: Index | None
     evaluation: Evaluation | None
@@ -94,7 +94,7 @@ def curves_of(run: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: sorted(points.items()) for tag, points in found.items()}
 
 
-def validations_of(run: Path) -> list[dict[str, float]]:
+def validations_of(run: Path) -> list[dict[str, Any]]:
     """The lines of RUN/scores.jsonl; one that is half written is left out."""
     path, found = run / "scores.jsonl", []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:

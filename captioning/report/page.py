@@ -99,7 +99,7 @@ def _scores(facts: Facts) -> str:
 
 
 def _curves(facts: Facts, name: str) -> dict[str, list[tuple[int, float]]]:
-    tags = {"training": f"train/{name}", "validation": f"val/{name}"}
+    tags = {"training": f"train/{name}", "validation": f"teacher_forcing/{name}"}
     return {what: facts.curves[tag] for what, tag in tags.items() if facts.curves.get(tag)}
 
 

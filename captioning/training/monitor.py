@@ -28,7 +28,7 @@ from shards.reader import Hole, read_sample
 WATCHED_IMAGES = 8  # of the validation split, spread over it, the same at every validation
 LOG_COLUMNS = 160  # width of a line where there is no terminal to fit
 VARIED = ("seed", "precision", "encoder", "decoder", "train", "optim")  # what runs are compared by, in TensorBoard's
-OF_SCORES = ("val/loss", "val/CIDEr-D", "val/BLEU-4")  # table of hyper-parameters, and how they ended
+OF_SCORES = ("teacher_forcing/loss", "val/CIDEr-D", "val/BLEU-4")  # table of hyper-parameters, and how they ended
 
 
 class Clock:
@@ -78,7 +78,7 @@ class Monitor:
         run = Path(config.run)
         self._scores = run / "scores.jsonl"
         if self._scores.exists():
-            cut_after(self._scores, lambda line: json.loads(line)["step"] <= self.first_step)
+            cut_after(self._scores, lambda line: json.loads(line)["step"] <= found.state.evaluated_step)
         # Events that a killed run wrote past its last checkpoint are hidden: the resumed run writes those steps again.
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=self.first_step + 1)
         self._write_settings(config)
@@ -132,16 +132,21 @@ class Monitor:
         if self._wandb is not None:
             self._wandb.log(dict(scalars), step=step)
 
-    def scores(self, step: int, epoch: float, scores: dict[str, float], captions: dict[int, str]) -> None:
-        """Validation scores, and what is said of the watched images; ``captions`` by sample number."""
+    def validated(
+        self, step: int, epoch: float, scores: dict[str, float], forced: dict[str, float], captions: dict[int, str]
+    ) -> None:
+        """Scores of the captions of the validation split, and what is said of the watched images; ``captions`` by
+        sample number. Apart from them, since they are no scores: loss and perplexity of the references, ``forced``."""
         if not self.is_main:
             return
         with self._scores.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "epoch": epoch, **scores}) + "\n")
+            file.write(json.dumps({"step": step, "epoch": epoch, **scores, "teacher_forcing": forced}) + "\n")
         self._log({f"val/{name}": value for name, value in scores.items()}, step)
+        self._log({f"teacher_forcing/{name}": value for name, value in forced.items()}, step)
         self._show_captions(step, captions)
         self.flush()
-        self.say(f"validation at step {step}: " + "  ".join(f"{name} {value:.3f}" for name, value in scores.items()))
+        said, apart = ("  ".join(f"{name} {value:.3f}" for name, value in of.items()) for of in (scores, forced))
+        self.say(f"validation at step {step}: {said}; teacher forcing, no scores: {apart}")
 
     def _show_captions(self, step: int, captions: dict[int, str]) -> None:
         from captioning.report.pictures import (

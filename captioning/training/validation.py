@@ -55,12 +55,13 @@ class Validation:
         if scores is None:
             raise stopped_by(self.ranks.gathered(self.stop.received))
         mean = loss.mean(self.ranks)
-        scores = {"loss": mean, "perplexity": perplexity(mean), **scores}
+        forced = {"loss": mean, "perplexity": perplexity(mean)}
         if self.ranks.is_main:
             path = Path(self.config.run) / f"captions-val-step-{state.step}.json"
             write_atomically(path, json.dumps(captions.results(val), ensure_ascii=False).encode())
-            self.monitor.scores(state.step, state.samples_seen / len(self.found.train), scores, captions.of_sample)
-        return judged(state, self.config.evaluate, scores)
+            epoch = state.samples_seen / len(self.found.train)
+            self.monitor.validated(state.step, epoch, scores, forced, captions.of_sample)
+        return judged(state, self.config.evaluate, {**scores, "loss": mean})
 
     def _stop_if_told(self, state: RunState) -> None:
         self.watchdog.at(state.step + 1, "waiting for the other ranks, validating")
