@@ -12,18 +12,18 @@ processes=$((SLURM_JOB_NUM_NODES * PROCESSES_PER_NODE))
         --num_machines "$SLURM_JOB_NUM_NODES" --machine_rank "$SLURM_NODEID" \
         --main_process_ip "$MASTER_ADDR" --main_process_port "$MASTER_PORT" --tee 3 "$@"
 ) &
-launcher=$! code=1
+launcher=$!
 
 # Slurm with proctrack/cgroup signals this script alone, and torchrun kills ranks that take over 30 s to save once it is
-# told to stop itself: so the ranks are told, and torchrun notices that they are gone.
+# told to stop itself: so the ranks are told, and torchrun notices that they are gone. Again and again, and by a signal
+# that they ignore until they can note it: some may be about to start.
 tell_ranks() {
     trap '' USR1 TERM # not to lose pkill to a second signal
-    if [ "$processes" -eq 1 ]; then kill -TERM "$launcher"; else pkill -TERM -P "$launcher"; fi
-    trap tell_ranks USR1 TERM
+    while kill -0 "$launcher" 2>/dev/null; do
+        if [ "$processes" -eq 1 ]; then kill -USR1 "$launcher"; else pkill -USR1 -P "$launcher"; fi
+        sleep 1
+    done
 }
 trap tell_ranks USR1 TERM
-while kill -0 "$launcher" 2>/dev/null; do
-    wait "$launcher" # comes back early when a signal was handled
-    code=$?
-done
-exit "$code"
+wait "$launcher" # comes back when a signal was handled
+wait "$launcher"

@@ -141,6 +141,21 @@ def test_a_cancelled_job_saves_and_stays_cancelled(cluster, scene_shards, tmp_pa
 
 
 @pytest.mark.sweep
+def test_told_to_stop_while_it_starts(cluster, scene_shards, tmp_path, empty_config):
+    """Before there is an srun, a launcher, a rank, or one that can note it: no signal is lost, none ends the job."""
+    run = tmp_path / "run"
+    job, output = cluster.submit("--nodes=2", TRAIN, empty_config, *settings(scene_shards, run, train__epochs=400))
+    for number in range(6):
+        cluster.wait(job, "RUNNING")
+        time.sleep(0.5 + 0.7 * number)
+        cluster.told("scancel", "--signal=USR1", "--batch", job)
+        cluster.until("it is requeued", lambda: cluster.job(job, "Restarts") == str(number + 1), 240)  # noqa: B023
+    cluster.told("scancel", job)
+    print(output.read_text())
+    assert output.read_text().count("stop signal at") == 6
+
+
+@pytest.mark.sweep
 def test_time_limits(cluster, scene_shards, tmp_path, empty_config):
     """Slurm's own signal before the time is up, as often as it takes to finish."""
     run = tmp_path / "run"
