@@ -29,7 +29,7 @@ from shards.images import UnreadableImageError, open_rgb, upright_rgb
 
 # A file, its bytes, an opened image, or uint8 [H, W, 3].
 ImageLike = str | Path | bytes | Image.Image | np.ndarray | Tensor
-_AUTOCAST = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,11 @@ class Predictor:
                 yield from self._captioned([one.result() for one in waiting], options)
                 waiting = following
 
+    def autocast(self) -> torch.autocast:
+        """The precision the run was trained in, on a GPU; a CPU captions in full precision, having no fp16 LSTM."""
+        dtype = _AUTOCAST[self.config.precision] if self.device.type == "cuda" else None
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
     def _read(self, image: ImageLike) -> Tensor | InputError:
         try:
             return self.preprocessing.for_evaluation(opened(image))
@@ -137,9 +142,7 @@ class Predictor:
         good = [one for one in read if isinstance(one, Tensor)]
         found: Iterator[list[Hypothesis]] = iter(())
         if good:
-            dtype = _AUTOCAST[self.config.precision]
-            faster = self.device.type == "cuda" and dtype is not torch.float32
-            with torch.autocast(self.device.type, dtype=dtype if faster else None, enabled=faster):
+            with self.autocast():
                 batch = torch.stack(good).to(self.device)
                 found = iter(search(self.models, batch, options, self.config.data.max_words))
         for one in read:

@@ -6,6 +6,8 @@ captioned, and 2 when nothing was.
 
 import argparse
 import json
+import os
+import signal
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
@@ -72,7 +74,7 @@ class _Outlet:
                 self.gallery.fail(why)
             return {"image": name, "error": why}
         self.captioned += 1
-        print(f"{name}: {said}", flush=True)
+        _say(f"{name}: {said}")
         if self.gallery:
             self.gallery.add(name, opened(source), said, self.preprocessing)
         if folder := self.arguments.annotate:
@@ -99,6 +101,14 @@ class _Outlet:
             total = self.captioned + len(self.failed)
             print(f"{len(self.failed):,} of {total:,} could not be captioned", file=sys.stderr)
         return 0 if self.captioned else BAD_INPUT
+
+
+def _say(line: str) -> None:
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:  # whoever read it, `head` say, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
 
 
 def _arguments() -> argparse.Namespace:

@@ -6,6 +6,7 @@ A run captions every image of a split first; under `accelerate launch` the proce
 import argparse
 import json
 import math
+import sys
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,8 +29,6 @@ from launch.command import at_least_one, output_file, run
 from launch.score_tables import show_differences, show_left_out, show_scores, show_teacher_forcing
 from shards.errors import InputError
 from shards.index import write_atomically
-
-_AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def main() -> None:
@@ -84,11 +83,10 @@ def _of_run(folder: Path, arguments: argparse.Namespace, device: torch.device, r
     if not path:
         raise InputError(f"The run has no data.{arguments.split}. Give --split the path of a split's NAME.json.")
     index = open_split(path, config)
-    dtype = _AUTOCAST[config.precision]
     with (
         tempfile.TemporaryDirectory() as encoded,
         bar("captioning", shown=ranks.is_main) as on_progress,
-        torch.autocast(device.type, dtype=dtype, enabled=dtype is not None),
+        predictor.autocast(),
     ):
         encode(index, Path(encoded), 1, config.data.max_words, predictor.vocabulary)
         loss = SplitLoss(predictor.model, EncodedCaptions(Path(encoded)))
@@ -102,7 +100,10 @@ def _of_run(folder: Path, arguments: argparse.Namespace, device: torch.device, r
         split += f"-beam{config.evaluate.beam_size}"
     results = folder / f"captions-{split}-step-{predictor.step}.json"
     if ranks.is_main:
-        write_atomically(results, json.dumps(captions.results(index), ensure_ascii=False).encode())
+        try:
+            write_atomically(results, json.dumps(captions.results(index), ensure_ascii=False).encode())
+        except OSError as error:  # someone else's run: its scores can be had all the same
+            print(f"note: {results} cannot be written: {error.strerror}", file=sys.stderr)
     about = {
         "split": str(path), "step": predictor.step, "beam_size": config.evaluate.beam_size,
         "results": str(results), "holes": captions.holes,

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from copy import deepcopy
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from captioning.data.vocabulary import Vocabulary
 from captioning.model.search import SearchOptions
 from captioning.predict import Caption, Predictor
 from captioning.report.pictures import annotated, shade
+from launch.caption import _say
 from launch.images import images_at, random_images
 from shards import scenes
 from shards.errors import InputError
@@ -114,6 +116,13 @@ def test_images_are_read_ahead_by_a_batch_and_no_further(predictor, pictures):
     captions.close()
 
 
+def test_a_cpu_captions_what_a_gpu_trained_in_half_precision(predictor, pictures):
+    half = replace(predictor, config=replace(predictor.config, precision="fp16"))
+    assert half.caption(pictures)[0].log_probability == predictor.caption(pictures)[0].log_probability
+    with half.autocast():
+        assert not torch.is_autocast_enabled("cpu")
+
+
 def test_beams_and_ensembles(run, predictor, pictures, tmp_path):
     beams = predictor.caption(pictures, options=SearchOptions(beam_size=3))
     for caption in beams:
@@ -186,6 +195,16 @@ def test_shade_leaves_the_place_looked_at():
     cover = shade(weights, 64)
     row, column = np.unravel_index(cover.argmin(), cover.shape)
     assert 16 <= row < 32 and 32 <= column < 48 and cover.min() < 0.05 and cover[60, 4] > 0.8
+
+
+def test_a_reader_that_has_enough_ends_it_quietly(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        monkeypatch.setattr("sys.stdout", closed)
+        with pytest.raises(SystemExit) as end:
+            _say("a.jpg: A cat.")
+    assert end.value.code == 141, "as a shell says of SIGPIPE"
 
 
 def test_the_command(run, pictures, tmp_path):
