@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import active_children, get_context, parent_process
@@ -11,6 +12,7 @@ from shards.images import UnreadableImageError, to_training_jpeg
 from shards.sources.files import ImageFiles
 from shards.sources.records import Places
 
+LEAVE_S = 2.0  # seconds for workers to end what they are at, after an error; killed at once, they break the pool
 TOGETHER = 8  # images a task: a message each would cost more than it spreads
 
 
@@ -27,10 +29,12 @@ class Converter:
         return self
 
     def __exit__(self, error, *_):
-        if error is not None:  # a pool interrupted while it starts may never tell its workers to end, and wait for them
-            for worker in set(active_children()) - self._others:
-                worker.kill()
         self._pool.shutdown(wait=error is None, cancel_futures=True)
+        if error is not None:  # a pool interrupted while it starts may never tell its workers to end, and wait for them
+            deadline = time.monotonic() + LEAVE_S
+            for worker in set(active_children()) - self._others:
+                worker.join(max(0.0, deadline - time.monotonic()))
+                worker.kill()
 
     def __call__(self, names: Iterable[str]) -> Iterator[bytes | str]:
         """JPEG bytes, or the reason why there are none, for each image."""
