@@ -71,9 +71,7 @@ def _note_failure(run: Path, error: BaseException, ranks: Ranks) -> None:
     the run then looks like one that was killed, to be started again."""
     detail = f"{type(error).__name__}: {error}"
     if isinstance(error, torch.OutOfMemoryError):
-        advice = (
-            "lower train.micro_batch_size, which leaves the updates as they are; while validating, evaluate.batch_size"
-        )
+        advice = "lower train.micro_batch_size, the global batch stays; while validating, evaluate.batch_size"
         detail = f"rank {ranks.rank} ran out of the device's memory: {advice}. {error}"
         print(f"error: {detail}", file=sys.stderr)
     try:
