@@ -14,7 +14,7 @@ from PIL import Image
 from captioning.data.vocabulary import Vocabulary
 from captioning.model.search import SearchOptions
 from captioning.predict import Caption, Predictor
-from captioning.report.pictures import annotated, shade
+from captioning.report.pictures import annotated, caption_sheet, shade
 from launch.caption import _say
 from launch.images import images_at, random_images
 from shards import scenes
@@ -187,6 +187,11 @@ def test_an_annotated_image_keeps_the_image_and_adds_all_words():
     assert annotated(Image.new("RGB", (4000, 100)), "A cat.").width == 1600
     narrow = annotated(Image.new("RGB", (1, 9000)), "A cat.")
     assert narrow.width == 240 and narrow.height < 1700, "a JPEG has at most 65,535 rows"
+
+
+def test_dollar_signs_are_no_formula(tmp_path):
+    caption_sheet([Image.new("RGB", (64, 64))], ["A $\\frac{ of 5 $."], [None], tmp_path / "a.png", "run $\\x$")
+    assert Image.open(tmp_path / "a.png").width > 100
 
 
 def test_shade_leaves_the_place_looked_at():

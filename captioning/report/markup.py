@@ -15,11 +15,10 @@ escape = html.escape
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --line: #d8dee4; --paper: #ffffff; --card: #f6f8fa;
-  --accent: #0b62c4; --c0: #0b62c4; --c1: #b35900; --c2: #1a7f37; --c3: #8250df; --bad: #b3261e; --good: #1a7f37;
-  --heat: 11, 98, 196; }
+  --accent: #0b62c4; --c0: #0b62c4; --c1: #b35900; --c2: #1a7f37; --c3: #8250df; --heat: 11, 98, 196; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --soft: #9aa5b1; --line: #30363d; --paper: #0d1117;
-  --card: #161b22; --accent: #6cb2ff; --c0: #6cb2ff; --c1: #f0a35e; --c2: #56d364; --c3: #c297ff; --bad: #ff8b84;
-  --good: #56d364; --heat: 88, 166, 255; } }
+  --card: #161b22; --accent: #6cb2ff; --c0: #6cb2ff; --c1: #f0a35e; --c2: #56d364; --c3: #c297ff;
+  --heat: 88, 166, 255; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI",
   Roboto, "Helvetica Neue", Arial, sans-serif; }
@@ -29,15 +28,14 @@ h2 { font-size: 1.3rem; margin: 2.8rem 0 0.8rem; padding-bottom: 0.3rem; border-
 h3 { font-size: 1.02rem; margin: 1.6rem 0 0.5rem; }
 p { max-width: 72ch; margin: 0.5rem 0; } .soft { color: var(--soft); } small, .small { font-size: 0.86rem; }
 a { color: var(--accent); } nav { display: flex; flex-wrap: wrap; gap: 0.2rem 1.1rem; margin: 0.8rem 0 0; }
-code, pre { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: 0.88em; }
-pre { overflow-x: auto; background: var(--card); padding: 0.8rem 1rem; border-radius: 8px; }
+code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: 0.88em; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 0.32rem 0.9rem 0.32rem 0; border-bottom: 1px solid var(--line);
   vertical-align: top; }
 th { font-weight: 600; color: var(--soft); font-size: 0.86rem; } td.number, th.number { text-align: right;
   white-space: nowrap; }
 @media (max-width: 520px) { td, th { padding-right: 0.55rem; } td { font-size: 0.9rem; } }
-tr.own td { font-weight: 650; } td.key { overflow-wrap: anywhere; }
+tr.own td { font-weight: 650; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 0.8rem; margin: 1.1rem 0; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 0.75rem 0.9rem; }
 .tile b { display: block; font-size: 1.5rem; line-height: 1.25; } .tile span { color: var(--soft); font-size: 0.86rem; }
@@ -68,7 +66,6 @@ details { margin: 0.8rem 0; } summary { cursor: pointer; color: var(--accent); }
   padding-right: 0.5rem; white-space: nowrap; font-weight: 400; } .confusion thead th { vertical-align: bottom;
   height: auto; font-weight: 400; } .confusion thead span { writing-mode: vertical-rl; transform: rotate(180deg);
   padding-top: 0.3rem; white-space: nowrap; }
-.bar { display: inline-block; height: 0.6em; background: var(--c0); border-radius: 2px; }
 .note { border-left: 3px solid var(--accent); padding: 0.1rem 0 0.1rem 0.9rem; }
 @media print { .card { break-inside: avoid; } }
 """

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from captioning.predict import Caption
 
 _LONGEST_SIDE, _SHORTEST_SIDE = 1600, 240  # pixels of an annotated image
+# A caption's dollar signs are no formula's: ``parse_math=False`` wherever matplotlib writes what others wrote.
 GREY, _SHADE = 0.5, 0.85  # what covers places the model did not look at, and how much of it at most
 
 
@@ -31,8 +32,9 @@ def caption_figure(
     for axis, image, caption, judged in zip(axes.flat, images, captions, right, strict=False):
         axis.imshow(image)
         colour = {None: "#222222", True: "#1a7f37", False: "#c62828"}[judged]
-        axis.set_title("\n".join(textwrap.wrap(caption, 32)), y=-0.04, va="top", fontsize=10, color=colour)
-    figure.suptitle(title, fontsize=13)
+        text = "\n".join(textwrap.wrap(caption, 32))
+        axis.set_title(text, y=-0.04, va="top", fontsize=10, color=colour, parse_math=False)
+    figure.suptitle(title, fontsize=13, parse_math=False)
     figure.tight_layout(h_pad=3.0)
     return figure
 
@@ -100,7 +102,7 @@ def attention_sheet(images: Sequence[Image.Image], captions: Sequence[Caption], 
         for axis, word, weights in zip(row[1:], caption.words, caption.attention.numpy(), strict=False):
             cover = shade(weights, seen.shape[0])[:, :, None]
             axis.imshow(seen * (1 - cover) + GREY * cover)
-            axis.set_title(word, fontsize=10)
+            axis.set_title(word, fontsize=10, parse_math=False)
     figure.tight_layout()
     _save(figure, path)
 
@@ -110,7 +112,8 @@ def curve(series: dict[str, list[tuple[int, float]]], path: Path, title: str, la
     figure, axis = pyplot.subplots(figsize=(7.2, 4.2))
     for name, points in series.items():
         axis.plot(*zip(*points, strict=True), label=name, marker="o" if len(points) < 12 else None, markersize=4)
-    axis.set(title=title, xlabel="optimizer step", ylabel=label)
+    axis.set(xlabel="optimizer step", ylabel=label)
+    axis.set_title(title, parse_math=False)
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
     if len(series) > 1:
