@@ -74,6 +74,7 @@ def test_a_job_told_to_stop_or_robbed_of_a_node_s_processes_goes_on_by_itself(cl
     assert_each_image_of_each_epoch_once(run, scene_shards, epochs=4)
 
 
+@pytest.mark.sweep
 def test_evaluating_on_two_nodes_with_two_processes_each(cluster, trained, tmp_path):
     scores, setup = tmp_path / "scores.json", tmp_path / "setup.sh"
     setup.write_text(f"echo $SLURM_JOB_ID >{tmp_path}/sourced\nexport GLOO_SOCKET_IFNAME=lo\n")
@@ -85,6 +86,7 @@ def test_evaluating_on_two_nodes_with_two_processes_each(cluster, trained, tmp_p
     assert (tmp_path / "sourced").read_text().strip() == job
 
 
+@pytest.mark.sweep
 def test_packing_by_an_array_makes_what_one_machine_makes(cluster, tmp_path):
     scenes = ["scenes", "--count", "60", "--seed", "3", "--shard-mb", "1"]
     alone, together = tmp_path / "alone", tmp_path / "together"

@@ -166,6 +166,7 @@ def test_sigkill_and_the_same_command_end_bit_identical(uninterrupted, scene_sha
     assert_each_image_of_each_epoch_once(run, scene_shards, epochs=2)
 
 
+@pytest.mark.sweep
 def test_bit_identical_with_dropout_batch_statistics_and_three_processes(scene_shards, tmp_path, empty_config):
     """What could depend on state that is not saved: dropout's generator, DDP's buckets, BatchNorm, loader workers."""
     changes = {
