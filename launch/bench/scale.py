@@ -99,10 +99,10 @@ def _rank(case: Case, rank: int, world_size: int, port: int, steps: int) -> Meas
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // 2)),  # which Accelerate sets torch's by
     }  # fmt: skip
     whole = replace(case, batch_size=case.batch_size * world_size)
     stepper, batch = stepper_of(whole), noise_batch(case, seed=rank)
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))  # Accelerate has set its own idea of it
     batch = batch.to(stepper.accelerator.device)
     targets = stepper.ranks.sums([float(batch.targets)])[0]
     for step in range(2):
