@@ -136,6 +136,14 @@ def join(
             f"train.world_size={expected}, but {started} process(es) started.\n"
             "`accelerate launch --cpu` always starts one: use --config_file launch/accelerate/cpu2.yaml instead."
         )
+    _share_cores()
     if started == 1:
         return accelerator, Ranks(0, 1)
     return accelerator, Ranks(dist.get_rank(), started, dist.new_group(backend="gloo", timeout=limit))
+
+
+def _share_cores() -> None:
+    """No more threads than this process's share of the cores it may use. Accelerate counts the machine's, also where a
+    container or a job was given a few of them: twice the threads made steps six times as slow."""
+    share = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(max(1, min(share, torch.get_num_threads())))

@@ -1,6 +1,7 @@
 """The step in real processes: any cut of the batch, steps that are skipped, stages that are thawed, fp16's scaler."""
 
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -330,3 +331,15 @@ def averages_of_pretrained_weights(folder: Path) -> None:
 def test_averages_begin_with_the_weights_that_rank_0_read(tmp_path):
     in_processes(2, averages_of_pretrained_weights, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"0", "1"}
+
+
+def threads_of_a_rank(folder: Path) -> None:
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
+    torch.set_num_threads(4)
+    join("no")
+    (folder / "threads").write_text(str(torch.get_num_threads()))
+
+
+def test_a_rank_keeps_to_the_cores_it_may_use(tmp_path):
+    in_processes(1, threads_of_a_rank, tmp_path)
+    assert (tmp_path / "threads").read_text() == "1"

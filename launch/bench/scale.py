@@ -102,7 +102,7 @@ def _rank(case: Case, rank: int, world_size: int, port: int, steps: int) -> Meas
     }  # fmt: skip
     whole = replace(case, batch_size=case.batch_size * world_size)
     stepper, batch = stepper_of(whole), noise_batch(case, seed=rank)
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))  # Accelerate has set its own idea of it
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))  # one process too: two then have as much each
     batch = batch.to(stepper.accelerator.device)
     targets = stepper.ranks.sums([float(batch.targets)])[0]
     for step in range(2):

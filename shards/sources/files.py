@@ -87,7 +87,7 @@ class _Zip:
             name = ending[0]
         try:
             return self._zip.read(name)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
             raise OSError(f"{name}: {error}") from error  # damaged, cut short, or encrypted
 
     def names(self) -> Iterator[str]:
