@@ -1,6 +1,7 @@
 """What every command does alike: turn an InputError into a short message and exit status 2."""
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 from shards.errors import InputError
 
 BAD_INPUT = 2
+_DISK_REFUSES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 PREEMPTED = 75  # sysexits.h EX_TEMPFAIL: stopped by a signal, saved; the same command continues
 
 
@@ -38,12 +40,20 @@ def output_folder(text: str) -> Path:
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Run a command's ``main`` and exit with its status: 0 done, 2 bad input, 130 interrupted."""
+    """Run a command's ``main`` and exit with its status: 0 done, 2 bad input, 130 interrupted.
+
+    A file that may not be read or written, or a full disk, is bad input too, wherever it is met.
+    """
     try:
         sys.exit(main() or 0)
     except InputError as error:
-        if os.environ.get("RANK", "0") == "0":  # one message, not one a process
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
+        message = str(error)
+    except OSError as error:
+        if error.errno not in _DISK_REFUSES:
+            raise
+        message = f"{error.filename or 'a file'}: {error.strerror}"
     except KeyboardInterrupt:
         sys.exit(130)
+    if os.environ.get("RANK", "0") == "0":  # one message, not one a process
+        print(f"error: {message}", file=sys.stderr)
+    sys.exit(BAD_INPUT)

@@ -6,6 +6,7 @@ import shutil
 import pytest
 from PIL import Image
 
+from launch.command import BAD_INPUT, run
 from shards import scenes
 from tests.conftest import module, run_command, settings, train_command, write_coco
 
@@ -147,3 +148,16 @@ def test_evaluating_and_captioning(scene_shards, tmp_path, empty_config):
     refused(module("launch.caption", run, tmp_path / "empty"), "holds no images")
     (run / "checkpoints" / "step-00000003" / "model.safetensors").unlink()
     refused(module("launch.caption", run, folder / "0.png"), "no checkpoint that verifies")
+
+
+@pytest.mark.parametrize(
+    "refused", [PermissionError(13, "Permission denied", "runs/x"), OSError(28, "No space", "runs/x")]
+)
+def test_a_disk_that_refuses_is_a_short_error(refused, capsys):
+    def main():
+        raise refused
+
+    with pytest.raises(SystemExit) as ended:
+        run(main)
+    assert ended.value.code == BAD_INPUT
+    assert capsys.readouterr().err == f"error: runs/x: {refused.strerror}\n"
