@@ -40,7 +40,9 @@ def write(exported: Exported, folder: Path) -> None:
         InputError: when the folder holds something else already.
     """
     names = {*_HASHED, "config.json", "README.md"}
-    if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - names):
+    # Captions that launch.evaluate left beside an earlier export are no reason to refuse.
+    files = list(folder.iterdir()) if folder.is_dir() else []
+    if folder.is_file() or {path.name for path in files if not path.match("captions-*.json")} - names:
         raise InputError(f"{folder} holds other things. Give a new or empty folder.")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").unlink(missing_ok=True)

@@ -194,6 +194,8 @@ def test_export_and_convert_commands(tmp_path):
     done = run_command(module("launch.convert", *convert, folder))
     assert done.returncode == 0 and "resnet18, 1 LSTM layer(s) of 20, 10 words" in done.stdout, done.stderr
     again = tmp_path / "again"
+    again.mkdir()
+    (again / "captions-val-step-4.json").write_text("[]")  # launch.evaluate's, of an export that was here before
     done = run_command(module("launch.export", folder, again))
     assert done.returncode == 0, done.stderr
     shutil.rmtree(folder)
@@ -202,6 +204,7 @@ def test_export_and_convert_commands(tmp_path):
         "model.safetensors",
         "vocabulary.json",
         "README.md",
+        "captions-val-step-4.json",
     }
     predictor = Predictor.from_checkpoint(again, device="cpu")
     torch.testing.assert_close(dict(predictor.model.state_dict()), from_tutorial(*files).weights)
