@@ -13,8 +13,9 @@ BIN := .venv/bin
 demo: install
 	$(BIN)/python -m launch.demo
 
+# Two at a time: most tests wait for a process to import torch, on one core. A file's tests stay together.
 test: install check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 sweep: install
 	$(BIN)/python -m pytest -m sweep
