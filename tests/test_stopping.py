@@ -40,8 +40,12 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen, seconds
 
 def ranks_of(launcher: subprocess.Popen) -> list[psutil.Process]:
     """The training processes under a launcher, in rank order."""
-    ranks = [p for p in psutil.Process(launcher.pid).children() if any(a.endswith("train.py") for a in p.cmdline())]
-    return sorted(ranks, key=lambda p: int(p.environ()["RANK"]))
+    found = []
+    for child in psutil.Process(launcher.pid).children():
+        with suppress(psutil.NoSuchProcess):  # the launcher's other children come and go
+            if any(argument.endswith("train.py") for argument in child.cmdline()):
+                found.append((int(child.environ()["RANK"]), child))
+    return [child for _, child in sorted(found, key=lambda pair: pair[0])]
 
 
 def notes_signals(pid: int) -> bool:
