@@ -6,6 +6,7 @@ and sha256. It is written under a temporary name, fsynced and renamed; older one
 read back and verified. Nothing is unpickled.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -111,6 +112,7 @@ def save(
         files["average.safetensors"] = lambda: _tensor_bytes(average)
     try:
         _make_folder(temporary)
+        _check_room(temporary, _tensors_size((model, optimizer, average)))
         _write(temporary, files)
     except BaseException:
         _remove(temporary)  # a full disk needs the room, for its logs at least
@@ -126,6 +128,22 @@ def save(
         raise OSError(f"{final} does not read back as it was written: {reason}")
     _prune(run, keep, state)
     return final
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    """Refuse before the disk is full, not once it is: the ledger and events of the run that goes on are on it too."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        lacking = f"{os.strerror(errno.ENOSPC)}, {needed / 1e6:,.1f} MB needed, {free / 1e6:,.1f} MB free"
+        raise OSError(errno.ENOSPC, lacking, str(folder))
+
+
+def _tensors_size(value: Any) -> int:
+    """Bytes of all tensors in nested dicts, lists and tuples."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return sum(map(_tensors_size, parts))
 
 
 def _write(folder: Path, files: dict[str, Callable[[], bytes]]) -> None:

@@ -159,8 +159,8 @@ def test_a_run_on_a_full_disk_goes_on_and_fails_at_its_end(scene_shards, tmp_pat
         run = tmp_path / "disk" / "run"
         command = train_command(2, settings(scene_shards, run, train__epochs=3), empty_config)
         done = run_command(command)
-        assert done.returncode != 0 and 'Traceback (most recent call last):\n  File "/captioning' not in done.stderr
-        assert "warning: step 12 could not be saved, training goes on" in done.stderr
+        assert done.returncode != 0 and "OSError" not in done.stderr, done.stderr
+        assert "warning: step 12 could not be saved, training goes on" in done.stderr, done.stderr
         assert "The last checkpoint, of step 18, could not be written" in done.stderr
         assert run_folder.status(run)[0] == "failed"
         assert checkpoint.newest(run, pytest.fail).state.step == 8

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -77,7 +78,8 @@ def test_a_job_told_to_stop_or_robbed_of_a_node_s_processes_goes_on_by_itself(cl
 @pytest.mark.sweep
 def test_evaluating_on_two_nodes_with_two_processes_each(cluster, trained, tmp_path):
     scores, setup = tmp_path / "scores.json", tmp_path / "setup.sh"
-    setup.write_text(f"echo $SLURM_JOB_ID >{tmp_path}/sourced\nexport GLOO_SOCKET_IFNAME=lo\n")
+    programs = Path(sys.executable).parent  # CAPTIONING_SETUP takes the place of .venv/bin/activate
+    setup.write_text(f"echo $SLURM_JOB_ID >{tmp_path}/sourced\nexport GLOO_SOCKET_IFNAME=lo PATH={programs}:$PATH\n")
     environment = {"CAPTIONING_SETUP": str(setup), "CAPTIONING_PROCESSES_PER_NODE": "2"}
     script = ["--nodes=2", "--cpus-per-task=2", "slurm/evaluate.sbatch"]
     job, output = cluster.submit(*script, trained[0], "--json", scores, **environment)
@@ -161,9 +163,9 @@ def test_told_to_stop_while_it_starts(cluster, scene_shards, tmp_path, empty_con
 def test_time_limits(cluster, scene_shards, tmp_path, empty_config):
     """Slurm's own signal before the time is up, as often as it takes to finish."""
     run = tmp_path / "run"
-    overrides = settings(scene_shards, run, train__epochs=20, checkpoint__every_steps=1000)
+    overrides = settings(scene_shards, run, train__epochs=60, checkpoint__every_steps=1000)
     job, output = cluster.submit("--nodes=2", "--time=1", "--signal=B:USR1@30", TRAIN, empty_config, *overrides)
     assert ended(cluster, job, output) == "COMPLETED" and int(cluster.job(job, "Restarts")) >= 1
     assert resumed_at(output)[0] == 0 and all(a <= b for a, b in pairwise(resumed_at(output)))
-    assert status(run) == ["finished", "step 120 of 120"]
-    assert_each_image_of_each_epoch_once(run, scene_shards, epochs=20)
+    assert status(run) == ["finished", "step 360 of 360"]
+    assert_each_image_of_each_epoch_once(run, scene_shards, epochs=60)
