@@ -37,6 +37,7 @@ class EncoderConfig:
     unfreeze_at_step: int = 0  # the whole backbone is frozen for this many steps, then trainable applies
     gradient_checkpointing: bool = False  # trained stages keep no activations and compute them twice: memory for time
     freeze_batch_norm: bool = False  # the backbone's BatchNorm uses its stored statistics, also in trained stages
+    fold_batch_norm: bool = True  # where its statistics are fixed and no gradient is wanted: part of the convolutions
     projection_batch_norm: bool = True  # for lstm: normalise the projected feature over the micro-batch
     grid_size: int | None = None  # for attention, transformer: pool the feature map to this side; null: as it comes
 

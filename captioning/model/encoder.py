@@ -1,7 +1,7 @@
 """torchvision backbones as image encoders, with frozen stages that are truly frozen."""
 
 import urllib.error
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from captioning.config import EncoderConfig
+from captioning.model.folding import Folded
 from shards.errors import InputError
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")  # the stem belongs to layer1
@@ -34,6 +35,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.stages, self.feature_size = _stages_of(config.name)
         self.freeze_batch_norm, self.gradient_checkpointing = config.freeze_batch_norm, config.gradient_checkpointing
+        self._folded = {name: Folded() for name in STAGES} if config.fold_batch_norm else {}
         self.train_from(config.trainable)
         self.register_buffer("mean", torch.tensor(_MEAN).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(_STD).view(3, 1, 1) * 255, persistent=False)
@@ -50,6 +52,8 @@ class Encoder(nn.Module):
         super().train(mode)
         for name in self.frozen:
             self.stages[name].eval()
+        for name in self._folded.keys() - set(self.frozen) if mode else ():
+            self._folded[name].forget()  # its weights are about to change
         if self.freeze_batch_norm:
             eval_batch_norm(self)
         return self
@@ -59,10 +63,21 @@ class Encoder(nn.Module):
         x = ((images.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         with torch.no_grad():  # nothing below the first trained stage is kept for a backward pass
             for name in self.frozen:
-                x = self.stages[name](x)
+                x = self._fixed(name, x)
+        fixed = not (self.training or torch.is_grad_enabled())
         for name in STAGES[len(self.frozen) :]:
-            x = self._trained(self.stages[name], x)
+            x = self._fixed(name, x) if fixed else self._trained(self.stages[name], x)
         return x
+
+    def _fixed(self, name: str, x: Tensor) -> Tensor:
+        """The output of a stage that is in evaluation mode, without gradients. A compiled one folds by itself."""
+        stage = self.stages[name]
+        return stage(x) if not self._folded or stage._compiled_call_impl else self._folded[name](stage, x)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Encoder":
+        for folded in self._folded.values():
+            folded.forget()
+        return super()._apply(fn, recurse)
 
     def _trained(self, stage: nn.Module, x: Tensor) -> Tensor:
         """A stage's output; with gradient checkpointing its insides are computed again for the backward pass

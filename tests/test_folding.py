@@ -1,0 +1,113 @@
+"""BatchNorm folded into convolutions: the same features, always those of the present weights, and no BatchNorm left."""
+
+import copy
+from dataclasses import replace
+from typing import get_args, get_type_hints
+
+import pytest
+import torch
+from torch import nn
+
+from captioning.config import EncoderConfig
+from captioning.model.encoder import Encoder
+
+NAMES = get_args(get_type_hints(EncoderConfig)["name"])
+
+
+def encoder(name: str = "resnet18", **changes) -> Encoder:
+    """With statistics and scales of BatchNorm that would be noticed if they were left out."""
+    torch.manual_seed(1)
+    made = Encoder(EncoderConfig(name, **changes))
+    with torch.no_grad():
+        for module in made.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                for vector in (module.weight, module.running_var):
+                    vector.uniform_(0.5, 1.5)
+                for vector in (module.bias, module.running_mean):
+                    vector.uniform_(-0.3, 0.3)
+    return made
+
+
+def unfolded(made: Encoder) -> Encoder:
+    """A copy that does not fold."""
+    plain = copy.deepcopy(made)
+    plain._folded = {}
+    return plain
+
+
+def assert_same(made: Encoder, x: torch.Tensor) -> None:
+    with torch.no_grad():
+        got, expected = made(x), unfolded(made)(x)
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+IMAGES = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_backbone_gives_the_same_features_without_batch_norm(name):
+    made = encoder(name).eval()
+    assert_same(made, IMAGES)
+    for folded in made._folded.values():
+        assert folded._twin is not None and not any(isinstance(m, nn.BatchNorm2d) for m in folded._twin.modules())
+
+
+def test_what_changes_the_weights_changes_the_features():
+    made, other = encoder().eval(), encoder().eval()
+    assert_same(made, IMAGES)
+    with torch.no_grad():
+        made.stages["layer3"][0].conv1.weight.mul_(3)
+        assert_same(made, IMAGES)
+        made.stages["layer1"][0][1].running_mean.add_(1)
+        assert_same(made, IMAGES)
+        made.stages["layer4"][0].bn1.weight = nn.Parameter(torch.full((512,), 2.0))
+        assert_same(made, IMAGES)
+    made.load_state_dict(other.state_dict())
+    with torch.no_grad():
+        assert torch.equal(made(IMAGES), other(IMAGES))
+        twice = made.double().float()
+        assert torch.equal(twice(IMAGES), other(IMAGES)) and twice.mean.dtype == torch.float32
+
+
+def test_a_twin_is_made_once():
+    made = encoder().eval()
+    with torch.inference_mode():
+        made(IMAGES)
+        first = {name: folded._twin for name, folded in made._folded.items()}
+        made(IMAGES)
+    assert all(made._folded[name]._twin is twin for name, twin in first.items())
+
+
+def test_training_above_frozen_stages_learns_the_same():
+    folding = encoder(trainable="layer4").train()
+    plain = unfolded(folding)
+    for each in (folding, plain):
+        each(IMAGES).square().mean().backward()
+    assert folding._folded["layer3"]._twin is not None and folding._folded["layer4"]._twin is None
+    for (name, mine), theirs in zip(folding.named_parameters(), plain.parameters(), strict=True):
+        assert (mine.grad is None) == (theirs.grad is None), name
+        if theirs.grad is not None:
+            torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-2, atol=1e-3 * float(theirs.grad.abs().max()))
+    with torch.no_grad():
+        folding.stages["layer4"][1].conv2.weight.add_(0.1)
+    assert_same(folding.eval(), IMAGES)
+    assert folding.train()._folded["layer4"]._twin is None, "no memory for what is about to change"
+
+
+def test_it_can_be_turned_off_and_leaves_compiled_stages_alone():
+    off = Encoder(replace(EncoderConfig("resnet18"), fold_batch_norm=False)).eval()
+    assert off._folded == {}
+    compiled, calls = encoder().eval(), []
+    for stage in compiled.stages.values():
+        stage.compile(backend=lambda graph, _: calls.append(graph) or graph.forward)
+    with torch.no_grad():
+        compiled(IMAGES)
+    assert calls and all(folded._twin is None for folded in compiled._folded.values())
+
+
+def test_state_dict_and_parameters_know_of_no_twin():
+    made = encoder().eval()
+    before = list(made.state_dict()), len(list(made.parameters()))
+    with torch.no_grad():
+        made(IMAGES)
+    assert (list(made.state_dict()), len(list(made.parameters()))) == before
