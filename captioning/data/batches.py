@@ -1,5 +1,6 @@
 """Positions of the order -> tensors. The only door from `captioning` to the samples in `shards`."""
 
+import math
 import multiprocessing.util
 import os
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from captioning.config import Config
 from captioning.data.captions import EncodedCaptions
@@ -167,7 +168,13 @@ class _Pixels:
     """The images of a batch, each copied to its place when it was decoded: it is still in the cache then."""
 
     def __init__(self, most: int, size: int):
-        self._rows, self._count = torch.empty(most, size, size, 3, dtype=torch.uint8), 0
+        shape = (most, size, size, 3)
+        if get_worker_info() is None:
+            self._rows = torch.empty(shape, dtype=torch.uint8)
+        else:  # memory the rank sees too, as torch's own collation takes: otherwise sending the batch copies it
+            shared = torch.UntypedStorage._new_shared(math.prod(shape))
+            self._rows = torch.empty(0, dtype=torch.uint8).set_(shared).view(shape)
+        self._count = 0
 
     def add(self, image: Tensor) -> None:
         """One more, uint8 [3, S, S]."""
