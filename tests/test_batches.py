@@ -44,7 +44,7 @@ def global_steps(batches, world_size, workers=0, micro=3, first=0, last=11):
             for batch in step:
                 assert len(batch.keys) <= micro
                 for row, key in enumerate(batch.keys):
-                    words = batch.words[batch.owner == row].tolist()
+                    words = batch.captions.words[batch.captions.owner == row].tolist()
                     steps[number].append((key, batch.images[row], [[w for w in caption if w] for caption in words]))
     per_step = [counts[number :: last - first] for number in range(last - first)]
     return steps, per_step

@@ -8,6 +8,7 @@ from torch import nn
 
 from captioning import config as configuration
 from captioning.config import Config, DecoderConfig, EncoderConfig
+from captioning.data.padded import PaddedCaptions
 from captioning.data.vocabulary import END, PAD, START
 from captioning.model.captioner import Captioner
 from captioning.model.encoder import Encoder, load_pretrained
@@ -97,7 +98,7 @@ def test_frozen_means_frozen(trainable, trained):
     before = {name: value.clone() for name, value in model.encoder.stages.state_dict().items()}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     words = torch.tensor([[4, 5, END], [6, END, PAD]])
-    model(images(), words, torch.tensor([3, 2]), torch.tensor([0, 1]))[0].sum().backward()
+    model(images(), PaddedCaptions.of(words, torch.tensor([3, 2]), torch.tensor([0, 1])))[0].sum().backward()
     optimizer.step()
     changed = {
         name.split(".")[0] for name, v in model.encoder.stages.state_dict().items() if not torch.equal(v, before[name])
@@ -112,7 +113,7 @@ def test_gradient_checkpointing_changes_neither_gradients_nor_statistics(count):
     results = []
     for checkpointing in (False, True):
         model = tiny(trainable="layer2", gradient_checkpointing=checkpointing).train()
-        model(x, words, lengths, owner)[0].square().sum().backward()
+        model(x, PaddedCaptions.of(words, lengths, owner))[0].square().sum().backward()
         gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
         results.append((gradients, dict(model.named_buffers())))
         assert all(m.training for m in model.encoder.stages["layer4"].modules())
@@ -120,7 +121,7 @@ def test_gradient_checkpointing_changes_neither_gradients_nor_statistics(count):
         assert plain.keys() == checkpointed.keys()
         for name, value in plain.items():
             torch.testing.assert_close(checkpointed[name], value, msg=name)
-    model.eval()(x, words, lengths, owner)
+    model.eval()(x, PaddedCaptions.of(words, lengths, owner))
 
 
 def test_a_backbone_is_thawed_and_frozen_again():
@@ -137,7 +138,7 @@ def test_a_backbone_is_thawed_and_frozen_again():
 def test_frozen_batch_norm_keeps_its_statistics_in_trained_stages():
     model = tiny(trainable="all", freeze_batch_norm=True).train()
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    model(images(), torch.tensor([[4, END]]), torch.tensor([2]), torch.tensor([0]))
+    model(images(), PaddedCaptions.of(torch.tensor([[4, END]]), torch.tensor([2]), torch.tensor([0])))
     changed = {name.split(".")[0] for name, buffer in model.named_buffers() if not torch.equal(buffer, before[name])}
     assert changed == {"projection"}
 
@@ -158,7 +159,7 @@ def test_teacher_forcing_and_search_are_one_model(kind):
     model = tiny(kind).eval()
     words, lengths, owner = random_captions(9, images=4)
     features = model.encode(images(4, 96))
-    logits, _ = model.decoder(features, words, lengths, owner)
+    logits, _ = model.decoder(features, PaddedCaptions.of(words, lengths, owner))
     assert logits.shape == (int(lengths.sum()), 9)
     stepped = []
     for caption, length, image in zip(words, lengths, owner, strict=True):
@@ -197,12 +198,12 @@ def test_a_caption_does_not_depend_on_its_batch(kind):
     model = tiny(kind).eval()
     words, lengths, owner = random_captions(6, images=3)
     features = model.encode(images(3, 96))
-    logits, penalty = model.decoder(features, words, lengths, owner)
+    logits, penalty = model.decoder(features, PaddedCaptions.of(words, lengths, owner))
     single = []
     for row in range(6):
         image = features[owner[row] : owner[row] + 1]
         padded = torch.cat([words[row : row + 1], torch.full((1, 3), PAD)], dim=1)
-        single.append(model.decoder(image, padded, lengths[row : row + 1], torch.tensor([0])))
+        single.append(model.decoder(image, PaddedCaptions.of(padded, lengths[row : row + 1], torch.tensor([0]))))
     torch.testing.assert_close(logits, torch.cat([each for each, _ in single]), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(penalty, sum(each for _, each in single))
     assert bool(penalty > 0) == (kind == "attention")
@@ -212,7 +213,7 @@ def test_the_penalty_is_the_papers():
     """lambda * mean over places of (1 - sum of weights)^2, a caption counted once for each of its words."""
     model = tiny("attention").eval()
     features, words = model.encode(images(1, 96)), torch.tensor([[4, 5, END]])
-    _, penalty = model.decoder(features, words, torch.tensor([3]), torch.tensor([0]))
+    _, penalty = model.decoder(features, PaddedCaptions.of(words, torch.tensor([3]), torch.tensor([0])))
     state, looked = model.decoder.start(features), torch.zeros(9)
     for word in (START, 4, 5):
         _, state = model.decoder.step(state, torch.tensor([word]))
@@ -224,14 +225,14 @@ def test_the_penalty_is_the_papers():
 def test_the_image_reaches_every_word(kind):
     model = tiny(kind).eval()
     words, lengths = torch.tensor([[4, 5, END], [4, 5, END]]), torch.tensor([3, 3])
-    logits, _ = model(images(), words, lengths, torch.tensor([0, 1]))
+    logits, _ = model(images(), PaddedCaptions.of(words, lengths, torch.tensor([0, 1])))
     assert not torch.isclose(logits[:3], logits[3:], atol=1e-6).all(dim=1).any()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_parameter_gets_a_gradient(kind):
     model = tiny(kind, trainable="all").train()
-    logits, penalty = model(images(3, 96), *random_captions(5, images=3))
+    logits, penalty = model(images(3, 96), PaddedCaptions.of(*random_captions(5, images=3)))
     (logits.square().sum() + penalty).backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []
@@ -241,7 +242,7 @@ def test_every_parameter_gets_a_gradient(kind):
 def test_an_empty_micro_batch_gives_zero_gradients_everywhere(kind):
     model = tiny(kind, trainable="all").train()
     nothing = torch.empty(0, dtype=torch.int64)
-    logits, penalty = model(images(0), nothing.view(0, 0), nothing, nothing)
+    logits, penalty = model(images(0), PaddedCaptions.of(nothing.view(0, 0), nothing, nothing))
     assert logits.shape == (0, 9)
     (nn.functional.cross_entropy(logits, nothing, reduction="sum") + penalty).backward()
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
@@ -250,7 +251,9 @@ def test_an_empty_micro_batch_gives_zero_gradients_everywhere(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_image_trains_without_batch_statistics(kind):
     model = tiny(kind, trainable="all").train()
-    model(images(1, 32), torch.tensor([[4, END]]), torch.tensor([2]), torch.tensor([0]))[0].sum().backward()
+    model(images(1, 32), PaddedCaptions.of(torch.tensor([[4, END]]), torch.tensor([2]), torch.tensor([0])))[
+        0
+    ].sum().backward()
     assert all(module.training for module in model.modules()), "the mode is as before"
 
 

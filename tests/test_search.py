@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from captioning.data.padded import PaddedCaptions
 from captioning.data.vocabulary import END, PAD, START, UNK
 from captioning.model.search import Hypothesis, SearchOptions, search
 from tests.test_model import KINDS, tiny
@@ -54,7 +55,7 @@ def log_probabilities(model, image: torch.Tensor, captions: list[tuple[int, ...]
     """Of each caption of one image [3, S, S], by teacher forcing; <end> counts where the caption has it."""
     lengths = torch.tensor([len(caption) for caption in captions])
     words = nn.utils.rnn.pad_sequence([torch.tensor(caption) for caption in captions], batch_first=True)
-    logits, _ = model.decoder(model.encode(image[None]), words, lengths, torch.zeros_like(lengths))
+    logits, _ = model.decoder(model.encode(image[None]), PaddedCaptions.of(words, lengths, torch.zeros_like(lengths)))
     wanted = torch.tensor([word for caption in captions for word in caption])
     by_word = logits.log_softmax(dim=1).gather(1, wanted[:, None]).squeeze(1)
     return [float(part.sum()) for part in by_word.split(lengths.tolist())]

@@ -16,6 +16,7 @@ from captioning import checkpoint
 from captioning import config as configuration
 from captioning.config import Config, DecoderConfig, EncoderConfig, OptimConfig, TrainConfig
 from captioning.data.batches import CaptionBatch
+from captioning.data.padded import PaddedCaptions
 from captioning.model.captioner import Captioner
 from captioning.ranks import Ranks, join
 from captioning.training.loop import train
@@ -130,7 +131,8 @@ def batch_of(words: list[int], rank: int) -> CaptionBatch:
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     keys = (f"left-{rank}", f"right-{rank}")
     lengths = torch.tensor([len(words)] * 2)
-    return CaptionBatch(0, 0, images, torch.tensor([words] * 2), lengths, torch.tensor([0, 1]), keys, ())
+    captions = PaddedCaptions.of(torch.tensor([words] * 2), lengths, torch.tensor([0, 1]))
+    return CaptionBatch(0, 0, images, captions, keys, ())
 
 
 def everything_of(stepper: Stepper) -> list[torch.Tensor]:
@@ -229,7 +231,7 @@ def test_synchronised_batch_norm_keeps_names_and_sees_a_single_image():
     assert list(captioner.state_dict()) == names
     captioner.projection = captioner.projection[0]
     before = captioner.encoder.stages["layer4"][0].bn1.running_mean.clone()
-    captioner.train()(x, torch.tensor([[4, 5]]), torch.tensor([2]), torch.tensor([0]))
+    captioner.train()(x, PaddedCaptions.of(torch.tensor([[4, 5]]), torch.tensor([2]), torch.tensor([0])))
     assert not torch.equal(captioner.encoder.stages["layer4"][0].bn1.running_mean, before), "it takes part in them"
 
 

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from captioning.config import Config
 from captioning.data.captions import EncodedCaptions
+from captioning.data.padded import PaddedCaptions
 from captioning.data.transforms import Preprocessing
 from captioning.data.vocabulary import END, PAD
 from shards import index as shard_index
@@ -57,37 +58,33 @@ def cache_of(config: Config) -> Cache:
 class CaptionBatch:
     """One micro-batch: B images, each once, and their N captions. Holes are listed, and in no tensor.
 
-    Shapes: ``images`` uint8 [B, 3, S, S]; ``words`` int64 [N, T], target ids with <end>, padded with <pad>;
-    ``lengths`` int64 [N], targets per caption; ``owner`` int64 [N], the row of ``images`` a caption describes.
+    Shapes: ``images`` uint8 [B, 3, S, S]; of ``captions``, see there.
     """
 
     step: int
     epoch: int
     images: Tensor
-    words: Tensor
-    lengths: Tensor
-    owner: Tensor
+    captions: PaddedCaptions
     keys: tuple[str, ...]  # of the B images
     holes: tuple[Hole, ...]
 
     def to(self, device: torch.device) -> "CaptionBatch":
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS}
-        return replace(self, **moved)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def owned(self) -> "CaptionBatch":
         """A copy outside the memory shared with the process that made it, where each tensor keeps a file open."""
-        return replace(self, **{name: getattr(self, name).clone() for name in _TENSORS})
+        return self._each(Tensor.clone)
 
     def pin_memory(self) -> "CaptionBatch":  # called by DataLoader
-        return replace(self, **{name: getattr(self, name).pin_memory() for name in _TENSORS})
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, move: Callable[[Tensor], Tensor]) -> "CaptionBatch":
+        return replace(self, images=move(self.images), captions=self.captions.each(move))
 
     @property
     def targets(self) -> int:
-        """Target tokens, what the loss is divided by; needs no device synchronisation when taken before ``to``."""
-        return int(self.lengths.sum())
-
-
-_TENSORS = ("images", "words", "lengths", "owner")
+        """Target tokens, what the loss is divided by."""
+        return len(self.captions.places)
 
 
 @dataclass(frozen=True)
@@ -196,8 +193,8 @@ def collate(step, epoch, images: Tensor, captions, keys, holes) -> CaptionBatch:
         words[np.arange(words.shape[1]) < ends[:, None]] = np.concatenate(flat)
         words[np.arange(len(flat)), ends] = END
     owner = np.repeat(np.arange(len(captions)), [len(of_image) for of_image in captions])
-    of_words, lengths, owners = map(torch.from_numpy, (words, ends + 1, owner))
-    return CaptionBatch(step, epoch, images, of_words, lengths, owners, tuple(keys), tuple(holes))
+    padded = PaddedCaptions.of(*map(torch.from_numpy, (words, ends + 1, owner)))
+    return CaptionBatch(step, epoch, images, padded, tuple(keys), tuple(holes))
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from captioning.config import DecoderConfig
+from captioning.data.padded import PaddedCaptions
 from captioning.data.vocabulary import PAD
-from captioning.model.decoder import initialise, inputs_of, is_target, seats
+from captioning.model.decoder import initialise, inputs_of
 
 
 @dataclass(frozen=True)
@@ -47,41 +48,37 @@ class AttentionDecoder(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         initialise(self.lstm, self.classifier)
 
-    def forward(self, features: Tensor, words: Tensor, lengths: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
-        """Teacher forcing: features [B, P, D], words [N, T], lengths, owner [N] -> logits [sum(lengths), V], penalty.
+    def forward(self, features: Tensor, captions: PaddedCaptions) -> tuple[Tensor, Tensor]:
+        """Teacher forcing: features [B, P, D], N captions of M words -> logits [M, V], penalty.
 
         Images go in the order of their longest caption, so that step t works on those that still have a word to come.
         The penalty is what the training loss adds to the summed cross-entropy; see ``_penalty``.
         """
-        number, captions = seats(owner)
-        target = is_target(words, lengths)
-        longest = lengths.new_zeros(len(features)).scatter_reduce(0, owner, lengths, "amax")
+        words, most = captions.words, captions.most
+        longest = words.new_zeros(len(features)).scatter_reduce(0, captions.owner, captions.lengths, "amax")
         order = longest.argsort(descending=True)
-        seat = order.argsort()[owner] * captions + number
-        running = (longest.unsqueeze(1) > torch.arange(words.shape[1], device=words.device)).sum(dim=0).tolist()
+        seat = order.argsort()[captions.owner] * most + captions.number
 
-        read = words.new_full((len(features) * captions, words.shape[1]), PAD)
+        read = words.new_full((len(features) * most, words.shape[1]), PAD)
         read[seat] = inputs_of(words)
         embedded = self.dropout(self.embedding(read))
         state, hidden, weights = self.start(features[order]), [], []
-        state = state.select(torch.arange(len(read), device=words.device) // captions)
-        for t, images in enumerate(count for count in running if count):
-            state = self._advance(_first(state, images, captions), embedded[: images * captions, t])
+        state = state.select(torch.arange(len(read), device=words.device) // most)
+        for t, images in enumerate(count for count in captions.running if count):
+            state = self._advance(_first(state, images, most), embedded[: images * most, t])
             hidden.append(state.hidden)
             weights.append(state.weights)
-        before = torch.tensor([0, *running[:-1]], device=words.device).cumsum(0) * captions  # rows of earlier steps
-        rows = (before + seat.unsqueeze(1))[target]
+        rows = (captions.earlier + seat.unsqueeze(1)).flatten()[captions.places]
         logits = self.classifier(self.dropout(torch.cat(hidden)[rows]))
-        return logits, self._penalty(torch.cat(weights)[rows], target, lengths)
+        return logits, self._penalty(torch.cat(weights)[rows], captions)
 
-    def _penalty(self, weights: Tensor, target: Tensor, lengths: Tensor) -> Tensor:
+    def _penalty(self, weights: Tensor, captions: PaddedCaptions) -> Tensor:
         """lambda * mean over places of (1 - sum over words of a caption's attention there)^2, counted once for every
         word of the caption: divided by the step's target tokens, as all of the loss is, it becomes a mean over captions
-        that any cut of the batch leaves the same. weights [sum(lengths), P], target [N, T]."""
-        by_word = weights.new_zeros(*target.shape, weights.shape[-1])
-        by_word[target] = weights
-        uneven = (1 - by_word.sum(dim=1)).square().mean(dim=1)
-        return self.regulariser * (uneven * lengths).sum()
+        that any cut of the batch leaves the same. weights [M, P]."""
+        by_word = weights.new_zeros(captions.words.numel(), weights.shape[-1]).index_copy(0, captions.places, weights)
+        uneven = (1 - by_word.view(*captions.words.shape, -1).sum(dim=1)).square().mean(dim=1)
+        return self.regulariser * (uneven * captions.lengths).sum()
 
     def start(self, features: Tensor) -> AttentionState:
         """State after the image, one caption an image: features [B, P, D]."""

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captioning.config import Config
+from captioning.data.padded import PaddedCaptions
 from captioning.model.attention import AttentionDecoder
 from captioning.model.decoder import LstmDecoder
 from captioning.model.encoder import Encoder, eval_batch_norm
@@ -46,14 +47,14 @@ class Captioner(nn.Module):
             features = F.adaptive_avg_pool2d(features, self.grid_size)
         return features.flatten(2).transpose(1, 2).contiguous()
 
-    def forward(self, images: Tensor, words: Tensor, lengths: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [sum(lengths), V] of each caption's words, each image encoded once; see CaptionBatch for the shapes.
+    def forward(self, images: Tensor, captions: PaddedCaptions) -> tuple[Tensor, Tensor]:
+        """Logits [M, V] of the captions' words, each image uint8 [B, 3, S, S] encoded once; see PaddedCaptions.
         And the decoder's penalty [], which the training loss adds to the summed cross-entropy.
 
         An empty micro-batch gives logits [0, V] that depend on every parameter, so that its backward pass yields
         zero gradients and the rank takes part in the all-reduce.
         """
-        if not len(words):
+        if not len(captions):
             anchor = torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum() * 0.0
             return anchor.expand(0, self.decoder.vocabulary_size), anchor
         if self.training and len(images) == 1 and not any(isinstance(m, nn.SyncBatchNorm) for m in self.modules()):
@@ -63,4 +64,4 @@ class Captioner(nn.Module):
             features = self.encode(images)
         finally:
             self.train(self.training)
-        return self.decoder(features, words, lengths, owner)
+        return self.decoder(features, captions)

@@ -1,8 +1,8 @@
 """Caption decoders. Each has ``forward`` for teacher forcing and ``start``/``step`` for search.
 
-Shapes: B images, N captions, K captions an image (the most any has), T words, P places of the image's grid, D width of
-its features, E embedding size, H hidden size, L layers, V vocabulary size. An image's features are computed once, and
-its captions share them: caption n describes image ``owner[n]``.
+Shapes: B images, N captions, K captions an image (the most any has), T words a caption, M words in all, P places of the
+image's grid, D width of its features, E embedding size, H hidden size, L layers, V vocabulary size. An image's features
+are computed once, and its captions share them: where they look, captions are laid out as K to an image.
 """
 
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from captioning.config import DecoderConfig
+from captioning.data.padded import PaddedCaptions
 from captioning.data.vocabulary import PAD, START
 
 
@@ -43,16 +44,16 @@ class LstmDecoder(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         initialise(self.lstm, self.classifier)
 
-    def forward(self, features: Tensor, words: Tensor, lengths: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
-        """Teacher forcing: features [B, E], words [N, T], lengths, owner [N] -> logits [sum(lengths), V], penalty.
+    def forward(self, features: Tensor, captions: PaddedCaptions) -> tuple[Tensor, Tensor]:
+        """Teacher forcing: features [B, E], N captions of M words -> logits [M, V], penalty.
 
-        Row by row, logits for the first ``lengths`` words of each caption: no work is spent on padding's. The penalty
-        is what the training loss adds to the summed cross-entropy: nothing here.
+        Logits caption by caption, for its words alone: no work is spent on padding's. The penalty is what the training
+        loss adds to the summed cross-entropy: nothing here.
         """
-        embedded = self.dropout(self.embedding(inputs_of(words)))
-        image = features[owner].to(embedded.dtype).unsqueeze(1)
+        embedded = self.dropout(self.embedding(inputs_of(captions.words)))
+        image = features[captions.owner].to(embedded.dtype).unsqueeze(1)
         hidden, _ = self.lstm(torch.cat([image, embedded], dim=1))
-        logits = self.classifier(self.dropout(hidden[:, 1:][is_target(words, lengths)]))
+        logits = self.classifier(self.dropout(hidden[:, 1:].flatten(0, 1)[captions.places]))
         return logits, logits.new_zeros(())
 
     def start(self, features: Tensor) -> LstmState:
@@ -89,17 +90,3 @@ def initialise(lstm: nn.LSTM | nn.LSTMCell, classifier: nn.Linear) -> None:
 def inputs_of(words: Tensor) -> Tensor:
     """What a decoder reads to predict ``words`` [N, T]: <start>, then the words but the last."""
     return torch.cat([words.new_full((len(words), 1), START), words[:, :-1]], dim=1)
-
-
-def is_target(words: Tensor, lengths: Tensor) -> Tensor:
-    """Which places of padded words [N, T] hold a target: bool [N, T]."""
-    return torch.arange(words.shape[1], device=words.device) < lengths.unsqueeze(1)
-
-
-def seats(owner: Tensor) -> tuple[Tensor, int]:
-    """Captions laid out as K to an image, so that an image's features need no copy for each of its captions.
-
-    Returns each caption's number among those of its image [N], and K.
-    """
-    number = (owner.unsqueeze(1) == owner).tril(-1).sum(dim=1)
-    return number, int(number.max()) + 1

@@ -125,7 +125,8 @@ class _Scorer:
             said.append(logits.float().log_softmax(dim=-1))
         scores = said[0] if len(said) == 1 else torch.stack(said).logsumexp(dim=0) - math.log(len(said))
         end = scores[:, END].clone()
-        scores[:, [PAD, START, UNK]] = -torch.inf
+        for never in (PAD, START, UNK):
+            scores[:, never] = -torch.inf
         if t < self.options.min_words:
             scores[:, END] = -torch.inf
         if self.options.no_repeat_ngram:

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captioning.config import DecoderConfig
+from captioning.data.padded import PaddedCaptions
 from captioning.data.vocabulary import PAD
-from captioning.model.decoder import inputs_of, is_target, seats
+from captioning.model.decoder import inputs_of
 
 KeysValues = tuple[Tensor, Tensor]  # each [rows, heads, places or words, H / heads]
 
@@ -47,19 +48,18 @@ class TransformerDecoder(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, features: Tensor, words: Tensor, lengths: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
-        """Teacher forcing: features [B, P, D], words [N, T], lengths, owner [N] -> logits [sum(lengths), V], penalty.
+    def forward(self, features: Tensor, captions: PaddedCaptions) -> tuple[Tensor, Tensor]:
+        """Teacher forcing: features [B, P, D], N captions of M words -> logits [M, V], penalty.
 
         Logits as LstmDecoder's; the penalty is nothing.
         """
-        number, captions = seats(owner)
-        seat = owner * captions + number
-        read = words.new_full((len(features) * captions, words.shape[1]), PAD)
+        words, seat = captions.words, captions.owner * captions.most + captions.number
+        read = words.new_full((len(features) * captions.most, words.shape[1]), PAD)
         read[seat] = inputs_of(words)
         x = self._embed(read, first=0)
         for layer, image in zip(self.layers, self.start(features).images, strict=True):
             x, _, _ = layer(x, image)
-        logits = self._classify(x[seat][is_target(words, lengths)])
+        logits = self._classify(x[seat].flatten(0, 1)[captions.places])
         return logits, logits.new_zeros(())
 
     def start(self, features: Tensor) -> TransformerState:

@@ -7,7 +7,6 @@ from torch import Tensor
 from captioning.data.batches import collate
 from captioning.data.captions import EncodedCaptions
 from captioning.model.captioner import Captioner
-from captioning.model.decoder import is_target
 from captioning.ranks import Ranks
 
 
@@ -23,10 +22,9 @@ class SplitLoss:
         """uint8 [B, 3, S, S] on the model's device, and each image's number in the split; the model is in eval mode."""
         captions = [self.captions.of(sample) for sample in samples]
         batch = collate(0, 0, images, captions, [], [])
-        wanted = batch.words[is_target(batch.words, batch.lengths)].to(images.device)
-        words, lengths, owner = (tensor.to(images.device) for tensor in (batch.words, batch.lengths, batch.owner))
-        logits, _ = self.model(images, words, lengths, owner)
-        self.total += float(F.cross_entropy(logits.float(), wanted, reduction="sum"))
+        on_device = batch.captions.each(lambda tensor: tensor.to(images.device))
+        logits, _ = self.model(images, on_device)
+        self.total += float(F.cross_entropy(logits.float(), on_device.targets, reduction="sum"))
         self.targets += batch.targets
 
     def mean(self, ranks: Ranks) -> float:

@@ -43,7 +43,7 @@ class Clock:
     def count(self, micro_batches: list[CaptionBatch]) -> None:
         """A step over these micro-batches is done."""
         self.images += sum(len(batch.keys) for batch in micro_batches)
-        self.captions += sum(len(batch.lengths) for batch in micro_batches)
+        self.captions += sum(len(batch.captions) for batch in micro_batches)
         self.steps += 1
 
     def reading(self, world_size: int) -> dict[str, float]:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from captioning.checkpoint import Checkpoint
 from captioning.config import Config
 from captioning.data.batches import CaptionBatch
+from captioning.data.padded import PaddedCaptions
 from captioning.model.captioner import Captioner
-from captioning.model.decoder import is_target
 from captioning.model.encoder import eval_batch_norm
 from captioning.ranks import Ranks
 from captioning.training.average import WeightAverage
@@ -165,11 +165,11 @@ class Stepper:
         none."""
         if not self.synced:
             return [False] * len(micro_batches)
-        return [empty > 0 for empty in self.ranks.sums([float(not len(batch.lengths)) for batch in micro_batches])]
+        return [empty > 0 for empty in self.ranks.sums([float(not len(batch.captions)) for batch in micro_batches])]
 
     def _losses(self, batch: CaptionBatch, targets: float, with_top5: bool) -> tuple[Tensor, Tensor, Tensor]:
-        logits, penalty = self.model(batch.images, batch.words, batch.lengths, batch.owner)
-        wanted = batch.words[is_target(batch.words, batch.lengths)]
+        logits, penalty = self.model(batch.images, batch.captions)
+        wanted = batch.captions.targets
         smoothing, world_size = self.config.optim.label_smoothing, self.ranks.world_size
         objective, loss = token_loss(logits, wanted, targets, world_size, smoothing)
         objective = objective + penalty * (world_size / max(1.0, targets))
@@ -211,9 +211,9 @@ class Stepper:
         another order from then on: done before the first step, a resumed run adds as the uninterrupted one does."""
         if self.ranks.world_size > 1:
             device = self.accelerator.device
-            nothing = torch.empty(0, dtype=torch.int64, device=device)
+            nothing = torch.empty(0, dtype=torch.int64)
             images = torch.empty(0, 3, 8, 8, dtype=torch.uint8, device=device)
-            logits, _ = self.model(images, nothing.view(0, 0), nothing, nothing)
+            logits, _ = self.model(images, PaddedCaptions.of(nothing.view(0, 0), nothing, nothing))
             logits.sum().backward()
             self.optimizer.zero_grad()
 

@@ -109,7 +109,9 @@ def _contenders(case: Case, index: Index, images: list[tuple[Path, str]], run: P
     streamed = train_steps(batches, 0, 1_000_000, workers, pin=torch.cuda.is_available())
     device = stepper.accelerator.device
     ready = [[b.to(device) for b in next(streamed)] for _ in range(4)]
-    per_image = sum(len(b.lengths) for step in ready for b in step) / sum(len(b.images) for step in ready for b in step)
+    per_image = sum(len(b.captions) for step in ready for b in step) / sum(
+        len(b.images) for step in ready for b in step
+    )
     ours = Turn(lambda: 0, per_image)
     ours.step = lambda: _our_step(stepper, streamed, ours)
     synthetic = Turn(lambda: 0, per_image)
@@ -124,7 +126,7 @@ def _our_step(stepper: Stepper, steps: Iterator[list[CaptionBatch]], turn: Turn)
     micro_batches = next(steps)
     turn.waited += time.perf_counter() - asked
     stepper.step(0, micro_batches, float(sum(batch.targets for batch in micro_batches)))
-    return sum(len(batch.lengths) for batch in micro_batches)
+    return sum(len(batch.captions) for batch in micro_batches)
 
 
 def _usual(

@@ -1,0 +1,68 @@
+"""What a GPU would be asked, on a machine without one: PyTorch's meta device, whose tensors have a shape and no values.
+
+Everything that asks a tensor on the device for its value fails there (a mask's length, a maximum, a number for Python):
+a GPU would have to finish all its work before it answers. So do operations between that device and the CPU.
+"""
+
+import pytest
+import torch
+
+from captioning.config import Config, DecoderConfig, EncoderConfig
+from captioning.data.padded import PaddedCaptions
+from captioning.model.captioner import Captioner
+from captioning.model.choice import banned_repeats, best_of_beams
+from captioning.training.average import WeightAverage
+from captioning.training.losses import count_in_top5, token_loss
+
+KINDS = ["lstm", "attention", "transformer"]
+DEVICE = torch.device("meta")
+
+
+def captions() -> PaddedCaptions:
+    """Five captions of three images, 14 words: counted on the CPU, then moved."""
+    words = torch.tensor([[4, 5, 2, 0], [4, 5, 6, 2], [5, 2, 0, 0], [6, 2, 0, 0], [6, 5, 2, 0]])
+    said = PaddedCaptions.of(words, torch.tensor([3, 4, 2, 2, 3]), torch.tensor([0, 0, 1, 2, 2]))
+    return said.each(lambda tensor: tensor.to(DEVICE))
+
+
+def captioner(kind: str) -> Captioner:
+    config = DecoderConfig(kind, 12, 12, 1 if kind == "attention" else 2, num_heads=3, dropout=0.1)
+    return Captioner(Config(encoder=EncoderConfig("resnet18", trainable="layer4"), decoder=config), 9).to(DEVICE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_training_step_asks_the_device_for_nothing(kind):
+    model, said = captioner(kind).train(), captions()
+    average = WeightAverage(model, 0.9)
+    logits, penalty = model(torch.empty(3, 3, 64, 64, dtype=torch.uint8, device=DEVICE), said)
+    assert logits.shape == (14, 9)
+    objective, _ = token_loss(logits, said.targets, 14.0, 1, label_smoothing=0.1)
+    count_in_top5(logits.detach(), said.targets)
+    (objective + penalty).backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    assert {p.grad.device for p in model.parameters() if p.requires_grad} == {DEVICE}
+    average.update(3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_of_the_search_asks_the_device_for_nothing(kind):
+    """But whether all captions have ended, outside of these parts."""
+    model = captioner(kind).eval()
+    with torch.no_grad():
+        images = torch.empty(3, 3, 64, 64, dtype=torch.uint8, device=DEVICE)
+        rows = torch.arange(12, device=DEVICE) // 4
+        state, words = model.decoder.start(model.encode(images)).select(rows), torch.full((12,), 1, device=DEVICE)
+        for groups in (1, 2):
+            logits, state = model.decoder.step(state, words)
+            scores = logits.float().log_softmax(dim=-1).unflatten(0, (3, 4))
+            choice = best_of_beams(torch.zeros(3, 4, device=DEVICE), scores, groups, 0.5)
+            words, state = choice.words.flatten(), state.select(choice.parents.flatten())
+        assert words.shape == (12,) and words.device == DEVICE
+        assert banned_repeats(torch.full((12, 5), 4, device=DEVICE), 2, 9).device == DEVICE
+
+
+def test_asking_would_be_noticed():
+    numbers = torch.empty(4, device=DEVICE)
+    for asked in (lambda: numbers[numbers > 0], lambda: int(numbers.max()), lambda: numbers + torch.ones(4)):
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            asked()
