@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -126,7 +127,10 @@ def save(
     _sync_folder(final.parent)
     if (reason := damage(final)) is not None:
         raise OSError(f"{final} does not read back as it was written: {reason}")
-    _prune(run, keep, state)
+    try:
+        _prune(run, keep, state)
+    except OSError as error:
+        print(f"warning: step {state.step} is saved, but an older one cannot be removed: {error}", file=sys.stderr)
     return final
 
 

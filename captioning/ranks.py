@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, parse_flag_from_env
 
 from shards.errors import InputError
 
@@ -117,8 +117,10 @@ def join(
     without them, after PyTorch's own limits.
 
     Raises:
-        InputError: when ``expected`` processes did not start, or Accelerate does not see those that did.
+        InputError: when ``expected`` processes did not start, Accelerate does not see those that did, or there is no
+            GPU for this one.
     """
+    _check_gpu(int(os.environ.get("LOCAL_RANK", "0")))
     # Without a GPU, Accelerate 1.15 joins CPU processes only when told to: otherwise each believes it is alone,
     # and W copies of the model drift apart without a word.
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
@@ -140,6 +142,20 @@ def join(
     if started == 1:
         return accelerator, Ranks(0, 1)
     return accelerator, Ranks(dist.get_rank(), started, dist.new_group(backend="gloo", timeout=limit))
+
+
+def _check_gpu(local_rank: int) -> None:
+    """Each process on a machine with GPUs takes the one of its number."""
+    if not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"):
+        return
+    gpus = torch.cuda.device_count()
+    if local_rank >= gpus:
+        processes = os.environ.get("LOCAL_WORLD_SIZE", "?")
+        raise InputError(
+            f"{processes} processes were started on this machine, which has {gpus} GPU(s) to use: one GPU a process.\n"
+            f"Give `accelerate launch` --num_processes {gpus} (of all machines together); CUDA_VISIBLE_DEVICES="
+            f"{os.environ.get('CUDA_VISIBLE_DEVICES', '(unset)')} may hide some."
+        )
 
 
 def _share_cores() -> None:

@@ -58,6 +58,14 @@ def status(run: Path) -> tuple[str, str]:
 
 
 def cut_after(path: Path, is_kept: Callable[[str], bool]) -> None:
-    """Drop a log's lines that a resumed run will write again; a half-written last line goes too."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    write_atomically(path, "".join(line for line in lines if line.endswith("\n") and is_kept(line)).encode())
+    """Drop a log's lines that a resumed run will write again; a half-written last line goes too, and any that
+    ``is_kept`` cannot read: a power cut may leave zeros where lines were not yet on the disk."""
+
+    def kept(line: str) -> bool:
+        try:
+            return is_kept(line)
+        except (ValueError, LookupError, TypeError):
+            return False
+
+    *lines, _ = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
+    write_atomically(path, "".join(f"{line}\n" for line in lines if kept(line)).encode(errors="surrogateescape"))

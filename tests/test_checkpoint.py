@@ -86,6 +86,23 @@ def test_a_failed_save_leaves_the_earlier_ones(tmp_path, monkeypatch):
     assert not list((tmp_path / "checkpoints").glob("*.tmp")), "what was written of it takes no room"
 
 
+def test_a_checkpoint_is_saved_though_an_older_one_cannot_be_removed(tmp_path, monkeypatch, capsys):
+    for step in (1, 2):
+        save(tmp_path, step)
+    refused = PermissionError(13, "Permission denied")
+    monkeypatch.setattr(shutil, "rmtree", lambda folder, ignore_errors=False: None if ignore_errors else fail(refused))
+    save(tmp_path, 3)
+    assert "step 3 is saved, but an older one cannot be removed: [Errno 13]" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert checkpoint.newest(tmp_path, pytest.fail).state.step == 3
+    save(tmp_path, 4)
+    assert checkpoint.steps(tmp_path) == [3, 4], "the next one removes what it can"
+
+
+def fail(error: Exception):
+    raise error
+
+
 def test_saving_a_step_again_is_harmless(tmp_path):
     folder = save(tmp_path, 3)
     (folder / "model.safetensors").write_bytes(b"damaged")

@@ -82,6 +82,14 @@ def test_precision_and_recall_differ_where_they_should():
     assert values["class F1 (macro)"] == pytest.approx((2 * 0.5 / 1.5) / 2)
 
 
+def test_labels_of_the_same_words_are_one_class():
+    words = [["a", "cat"], ["a", "cat"], ["a", "sea", "lion"], ["a", "cat"]]
+    bleu4 = measure(words, [[["a", "cat"]]] * 4)[3]
+    found = score_classes(["cat", "Cat", "sea_lion", "sea lion"], words, bleu4)
+    assert found is not None and found.names == ("Cat", "sea lion")
+    assert found.confusion.tolist() == [[2, 0, 0], [1, 1, 0]]
+
+
 def test_classes_are_part_of_an_evaluation_only_where_there_are_labels():
     references = tuple(Reference((f"a {label}",), label) for label in LABELS)
     captioned = Captioned(tuple(range(7)), tuple(CAPTIONS), references)

@@ -6,8 +6,10 @@ import shutil
 import pytest
 from PIL import Image
 
+from captioning import ranks
 from launch.command import BAD_INPUT, run
 from shards import scenes
+from shards.errors import InputError
 from tests.conftest import module, run_command, settings, train_command, write_coco
 
 COMMANDS = [
@@ -95,6 +97,18 @@ def test_a_global_batch_smaller_than_the_world_is_refused(scene_shards, tmp_path
     assert done.returncode != 0, "the launcher answers with a status of its own"
     assert done.stderr.count("error: ") == 1 and "smaller than the 2 processes" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    """The words alone: no machine with a GPU runs these tests."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    with pytest.raises(InputError, match=r"4 processes .* has 2 GPU\(s\)(.|\n)*--num_processes 2"):
+        ranks.join()
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    ranks._check_gpu(3)
 
 
 def test_a_run_folder_of_another_config_is_refused(scene_shards, tmp_path, empty_config):

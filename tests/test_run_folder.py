@@ -19,9 +19,12 @@ def test_a_run_folder_is_held_by_one(tmp_path):
 
 def test_logs_are_cut_back_to_the_resumed_step(tmp_path):
     path = tmp_path / "log.txt"
-    path.write_text("1\ta\n2\tb\n3\tc\n4\thalf a li")
+    path.write_text("1\ta\n2\tb\x1c\u2028\n\0\0\0\n\n3\tc\n4\thalf a li")
     run_folder.cut_after(path, lambda line: int(line.split("\t")[0]) <= 2)
-    assert path.read_text() == "1\ta\n2\tb\n"
+    assert path.read_text() == "1\ta\n2\tb\x1c\u2028\n"
+    path.write_bytes(b"1\ta\xff\n\xff\xfe\n9\tz\n")
+    run_folder.cut_after(path, lambda line: int(line.split("\t")[0]) <= 2)
+    assert path.read_bytes() == b"1\ta\xff\n"
 
 
 def test_status_tells_a_job_script_whether_to_start_again(scene_shards, tmp_path, empty_config):

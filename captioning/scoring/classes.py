@@ -67,19 +67,21 @@ def score_classes(labels: Sequence[str | None], captions: Sequence[Tokens], bleu
     """Score the class named in each caption against the image's label; None when no image has one.
 
     Precision, recall and F1 are averaged over the classes that images have (macro); a class never named has
-    precision 0. Images without a label do not count.
+    precision 0. Images without a label do not count. Labels of the same words (``Cat``, ``cat``) are one class, under
+    the first of these names: no caption could tell them apart.
     """
-    names = tuple(sorted({label for label in labels if label is not None}))
-    if not names:
+    named_by: dict[tuple[str, ...], str] = {}
+    for name in sorted({label for label in labels if label is not None}):
+        named_by.setdefault(name_words(name), name)
+    if not named_by:
         return None
-    number = {name: k for k, name in enumerate(names)}
-    classes = {name_words(name): k for name, k in number.items()}
+    names, classes = tuple(named_by.values()), {words: k for k, words in enumerate(named_by)}
     images = np.zeros((len(labels), len(names)))
     named = np.zeros((len(labels), len(names) + 1))
     for i, label in enumerate(labels):
         if label is not None:
             found = class_named(captions[i], classes)
-            images[i, number[label]] = named[i, len(names) if found is None else found] = 1
+            images[i, classes[name_words(label)]] = named[i, len(names) if found is None else found] = 1
     confusion = (images.T @ named).astype(np.int64)
     return ClassScores(names, confusion, bleu4.total(images.T @ bleu4.sums), tuple(_metrics(images, named[:, :-1])))
 
