@@ -20,6 +20,7 @@ from captioning.data.captions import EncodedCaptions
 from captioning.data.transforms import preprocessing_of
 from captioning.data.vocabulary import END, START
 from captioning.model.captioner import Captioner
+from captioning.training.loop import add_in_one_order
 from shards import index as shard_index
 from shards.hashing import key_of
 from shards.order import EpochOrder, step_range
@@ -263,10 +264,29 @@ def test_validation_scores_the_best_checkpoint_and_the_events(scene_shards, tmp_
     assert evaluated[1] == evaluated[2] == {k: v for k, v in scores[-1].items() if k in evaluated[1]}
 
 
+def test_deterministic_asks_for_kernels_that_add_in_one_order(monkeypatch):
+    """Which changes nothing on a CPU: what can be seen here is that it is asked for."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    add_in_one_order()
+    try:
+        assert torch.are_deterministic_algorithms_enabled() and torch.is_deterministic_algorithms_warn_only_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+
+
 def test_bf16_trains_and_resumes(scene_shards, tmp_path, empty_config):
     run = tmp_path / "run"
     for steps in (3, 6):
-        overrides = settings(scene_shards, run, train__total_steps=steps, precision="bf16", checkpoint__every_steps=3)
+        overrides = settings(
+            scene_shards,
+            run,
+            train__total_steps=steps,
+            precision="bf16",
+            train__deterministic="true",
+            checkpoint__every_steps=3,
+        )
         trained(1, overrides, empty_config)
     assert parameters(run, 6)["decoder.classifier.weight"].dtype == torch.float32
     assert all(torch.isfinite(value).all() for value in parameters(run, 6).values())

@@ -4,6 +4,7 @@ The global step is the unit of everything: its samples are fixed by the order al
 tokens of all ranks, and between two steps the ranks agree whether to stop.
 """
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -39,6 +40,8 @@ def train(config: Config, stop: StopSignals) -> str:
     Raises:
         InputError: for anything the user can mend: data, settings, a run folder of another experiment, a full disk.
     """
+    if config.train.deterministic:
+        add_in_one_order()
     accelerator, ranks = join(config.precision, config.train.world_size, config.train.hang_seconds)
     prepared, trainer = False, None
     try:
@@ -64,6 +67,13 @@ def train(config: Config, stop: StopSignals) -> str:
         trainer.stepper.release()
     accelerator.end_training()
     return status
+
+
+def add_in_one_order() -> None:
+    """From now on GPU kernels give the same bits for the same input, where there are such kernels; of any other PyTorch
+    warns (https://pytorch.org/docs/stable/notes/randomness.html). A CPU does so anyway."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as cuBLAS asks for; read when it is first used
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def _note_failure(run: Path, error: BaseException, ranks: Ranks) -> None:
