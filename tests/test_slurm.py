@@ -146,17 +146,24 @@ def test_a_cancelled_job_saves_and_stays_cancelled(cluster, scene_shards, tmp_pa
 
 @pytest.mark.sweep
 def test_told_to_stop_while_it_starts(cluster, scene_shards, tmp_path, empty_config):
-    """Before there is an srun, a launcher, a rank, or one that can note it: no signal is lost, none ends the job."""
+    """Before there is an srun, a launcher, a rank, or one that can note it: no signal is lost, none ends the job; but
+    ten in a row do."""
     run = tmp_path / "run"
     job, output = cluster.submit("--nodes=2", TRAIN, empty_config, *settings(scene_shards, run, train__epochs=400))
-    for number in range(6):
+    for number in range(16):
         cluster.wait(job, "RUNNING")
-        time.sleep(0.5 + 0.7 * number)
+        time.sleep(0.5 + 0.7 * (number % 6))
         cluster.told("scancel", "--signal=USR1", "--batch", job)
-        cluster.until("it is requeued", lambda: cluster.job(job, "Restarts") == str(number + 1), 240)  # noqa: B023
-    cluster.told("scancel", job)
-    print(output.read_text())
-    assert output.read_text().count("stop signal at") == 6
+        cluster.until(
+            "it is requeued or has ended",
+            lambda: cluster.job(job, "Restarts") == str(number + 1) or cluster.job(job, "JobState") == "FAILED",  # noqa: B023
+            seconds=240,
+        )
+        if cluster.job(job, "JobState") == "FAILED":
+            break
+    assert ended(cluster, job, output) == "FAILED"
+    assert output.read_text().count("stop signal at") == number + 1 >= 10
+    assert "10 starts in a row ended before their first step" in output.read_text()
 
 
 @pytest.mark.sweep
