@@ -66,3 +66,13 @@ def test_asking_would_be_noticed():
     for asked in (lambda: numbers[numbers > 0], lambda: int(numbers.max()), lambda: numbers + torch.ones(4)):
         with pytest.raises((RuntimeError, NotImplementedError)):
             asked()
+
+
+def test_where_the_words_are_is_counted_right():
+    """Owners in no order, an image without captions, more captions of one than of another."""
+    words = torch.tensor([[4, 2, 0], [5, 6, 2], [6, 2, 0], [7, 8, 2], [2, 0, 0]])
+    said = PaddedCaptions.of(words, torch.tensor([2, 3, 2, 3, 1]), torch.tensor([3, 0, 3, 1, 3]))
+    assert said.targets.tolist() == [4, 2, 5, 6, 2, 6, 2, 7, 8, 2, 2]
+    assert said.number.tolist() == [0, 0, 1, 0, 2] and said.most == 3
+    assert said.running == (3, 3, 2), "images 0 and 1 have three words to say, image 3 has two, image 2 none"
+    assert said.earlier.tolist() == [0, 9, 18]

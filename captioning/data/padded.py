@@ -34,7 +34,9 @@ class PaddedCaptions:
     @classmethod
     def of(cls, words: Tensor, lengths: Tensor, owner: Tensor) -> "PaddedCaptions":
         """From words, lengths and owners on the CPU; N may be 0."""
-        number = (owner.unsqueeze(1) == owner).tril(-1).sum(dim=1)
+        grouped, order = owner.sort(stable=True)
+        among_its_own = torch.arange(len(owner)) - torch.searchsorted(grouped, grouped)
+        number = torch.empty_like(owner).index_copy(0, order, among_its_own)
         most = int(number.max()) + 1 if len(number) else 0
         column = torch.arange(words.shape[1])
         places = (column < lengths.unsqueeze(1)).flatten().nonzero().squeeze(1)

@@ -11,6 +11,7 @@ from captioning import checkpoint, run_folder
 from captioning.config import Config
 from captioning.data import vocabulary as vocab
 from captioning.data.batches import EvaluationBatches, open_split
+from captioning.data.padded import PaddedCaptions
 from captioning.data.transforms import preprocessing_of
 from captioning.diagnosis.checks import Check, look, size
 from captioning.model.captioner import Captioner
@@ -120,12 +121,12 @@ def try_micro_batch(config: Config, words: int, images: int, device: torch.devic
     captions = images * config.data.captions_per_image
     length = config.data.max_words + 1
     pixels = torch.zeros(images, 3, config.data.image_size, config.data.image_size, dtype=torch.uint8, device=device)
-    ids = torch.full((captions, length), vocab.END, device=device)
-    lengths = torch.full((captions,), length, device=device)
-    owner = torch.arange(images, device=device).repeat_interleave(config.data.captions_per_image)
+    owner = torch.arange(images).repeat_interleave(config.data.captions_per_image)
+    said = PaddedCaptions.of(torch.full((captions, length), vocab.END), torch.full((captions,), length), owner)
+    said = said.each(lambda tensor: tensor.to(device))
     kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
     with torch.autocast(device.type, kinds.get(config.precision), enabled=config.precision in kinds):
-        logits, penalty = model(pixels, ids, lengths, owner)
-    loss, _ = token_loss(logits, ids.flatten(), ids.numel(), 1)
+        logits, penalty = model(pixels, said)
+    loss, _ = token_loss(logits, said.targets, len(said.targets), 1)
     (loss + penalty).backward()
     del moments
