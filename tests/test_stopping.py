@@ -42,8 +42,9 @@ def ranks_of(launcher: subprocess.Popen) -> list[psutil.Process]:
     """The training processes under a launcher, in rank order."""
     found = []
     for child in psutil.Process(launcher.pid).children():
-        with suppress(psutil.NoSuchProcess):  # the launcher's other children come and go
-            if any(argument.endswith("train.py") for argument in child.cmdline()):
+        with suppress(psutil.Error):  # the launcher's other children come and go
+            # A child just forked has the launcher's command line, which names train.py too, and no rank.
+            if any(argument.endswith("train.py") for argument in child.cmdline()) and "RANK" in child.environ():
                 found.append((int(child.environ()["RANK"]), child))
     return [child for _, child in sorted(found, key=lambda pair: pair[0])]
 
