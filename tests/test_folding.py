@@ -58,8 +58,6 @@ def test_what_changes_the_weights_changes_the_features():
     with torch.no_grad():
         made.stages["layer3"][0].conv1.weight.mul_(3)
         assert_same(made, IMAGES)
-        made.stages["layer1"][0][1].running_mean.add_(1)
-        assert_same(made, IMAGES)
         made.stages["layer4"][0].bn1.weight = nn.Parameter(torch.full((512,), 2.0))
         assert_same(made, IMAGES)
     made.load_state_dict(other.state_dict())

@@ -345,3 +345,22 @@ def threads_of_a_rank(folder: Path) -> None:
 def test_a_rank_keeps_to_the_cores_it_may_use(tmp_path):
     in_processes(1, threads_of_a_rank, tmp_path)
     assert (tmp_path / "threads").read_text() == "1"
+
+
+def frozen_stages_are_folded_once() -> None:
+    accelerator, ranks = join("no")
+    config, captioner = tiny()
+    stepper = Stepper(captioner, config, accelerator, ranks, 9)
+    twins = []
+    for step in range(3):
+        stepper.step(step, [batch_of([4, 5, 6], ranks.rank)] * 2, 24.0)
+        twins.append([captioner.encoder._folded[stage]._twin for stage in captioner.encoder.frozen])
+    assert len(twins[0]) == 3 and all(twin is not None for twin in twins[0])
+    assert all(one is other for later in twins[1:] for one, other in zip(twins[0], later, strict=True))
+    ranks.barrier()
+    stepper.release()
+    accelerator.end_training()
+
+
+def test_frozen_stages_are_folded_once_though_ddp_writes_their_statistics():
+    in_processes(2, frozen_stages_are_folded_once)

@@ -11,8 +11,9 @@ class Folded:
     """A twin of a module in evaluation mode, every BatchNorm multiplied into the convolution it follows.
 
     The outputs are the module's to rounding, with a pass over each feature map less. The twin is made when it is first
-    wanted, and again after any of the module's tensors was changed or replaced; it is no part of the module, so that
-    neither a state dict nor an optimizer knows of it.
+    wanted, and again after any parameter of the module was changed or replaced. Statistics alone are not watched: DDP
+    writes rank 0's into every rank's before each step, the same ones again for as long as they are fixed. It is no part
+    of the module, so that neither a state dict nor an optimizer knows of it.
     """
 
     def __init__(self) -> None:
@@ -21,19 +22,19 @@ class Folded:
 
     def __call__(self, module: nn.Module, x: Tensor) -> Tensor:
         """What ``module`` gives for ``x``, without gradients."""
-        tensors = [*module.parameters(), *module.buffers()]
-        known = len(tensors) == len(self._made_of) and all(
+        parameters = list(module.parameters())
+        known = len(parameters) == len(self._made_of) and all(
             now is then and _version(now) == version
-            for now, (then, version) in zip(tensors, self._made_of, strict=True)
+            for now, (then, version) in zip(parameters, self._made_of, strict=True)
         )
         if self._twin is None or not known:
-            self._made_of = [(tensor, _version(tensor)) for tensor in tensors]
+            self._made_of = [(parameter, _version(parameter)) for parameter in parameters]
             with torch.inference_mode(False), torch.no_grad():
                 self._twin = _fold(copy.deepcopy(module).eval())
         return self._twin(x)
 
     def forget(self) -> None:
-        """For changes that tensors do not count: to another device or type."""
+        """For changes that parameters do not count: of device or type, and of statistics alone."""
         self._twin, self._made_of = None, []
 
 
