@@ -102,10 +102,15 @@ def _outcome(work: Callable[[Event], Any], unwanted: Event) -> tuple[Any, BaseEx
 
 def lost_peer(error: BaseException) -> bool:
     """Whether an error says that another process is gone or silent, rather than that this one went wrong."""
-    words = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Timed out waiting")
-    return isinstance(error, RuntimeError) and (
-        isinstance(error, dist.DistError) or any(w in str(error) for w in words)
-    )
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and (isinstance(error, dist.DistError) or any(w in said for w in _OF_PEERS))
+
+
+# What gloo and NCCL say, in no more words than these where an exchange had no name of its own yet.
+_OF_PEERS = (
+    "gloo", "nccl", "closed by peer", "reset by peer", "broken pipe", "socket closed", "socket unexpectedly closed",
+    "timeout caused pair closure", "timed out waiting", "connection timed out", "operation timed out",
+)  # fmt: skip
 
 
 def join(

@@ -99,6 +99,19 @@ def test_a_global_batch_smaller_than_the_world_is_refused(scene_shards, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["Application timeout caused pair closure", "[../gloo/transport/tcp/pair.cc:547] Connection closed by peer",
+     "Socket closed [127.0.0.1]:1", "Timed out waiting 5000ms for recv operation to complete", "NCCL error: remote"],
+)  # fmt: skip
+def test_a_lost_process_is_told_from_an_error_of_its_own(words):
+    """By what was seen, or stands in the libraries: the run then counts as killed, and job scripts start it again."""
+    assert ranks.lost_peer(RuntimeError(words))
+    assert not ranks.lost_peer(RuntimeError("The size of tensor a (3) must match")) and not ranks.lost_peer(
+        OSError(words)
+    )
+
+
 def test_more_processes_than_gpus_are_refused(monkeypatch):
     """The words alone: no machine with a GPU runs these tests."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
