@@ -66,7 +66,7 @@ class TrainConfig:
     ema_decay: float | None = None  # keep an average of the weights that forgets at this rate, and caption with it
     sync_batch_norm: bool = False  # BatchNorm over the micro-batches of all ranks; GPUs only
     compile: bool = False  # torch.compile the encoder's stages
-    deterministic: bool = False  # on GPUs: kernels that add in one order, so that a resumed run is the same to the bit
+    deterministic: bool = False  # on GPUs: kernels that add in one order, for a resumed run that is the same to the bit
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,12 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 
 from shards.errors import InputError
 
+# What gloo and NCCL say, in no more words than these where an exchange had no name of its own yet.
+_OF_PEERS = (
+    "gloo", "nccl", "closed by peer", "reset by peer", "broken pipe", "socket closed", "socket unexpectedly closed",
+    "timeout caused pair closure", "timed out waiting", "connection timed out", "operation timed out",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -104,13 +110,6 @@ def lost_peer(error: BaseException) -> bool:
     """Whether an error says that another process is gone or silent, rather than that this one went wrong."""
     said = str(error).lower()
     return isinstance(error, RuntimeError) and (isinstance(error, dist.DistError) or any(w in said for w in _OF_PEERS))
-
-
-# What gloo and NCCL say, in no more words than these where an exchange had no name of its own yet.
-_OF_PEERS = (
-    "gloo", "nccl", "closed by peer", "reset by peer", "broken pipe", "socket closed", "socket unexpectedly closed",
-    "timeout caused pair closure", "timed out waiting", "connection timed out", "operation timed out",
-)  # fmt: skip
 
 
 def join(

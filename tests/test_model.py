@@ -251,9 +251,8 @@ def test_an_empty_micro_batch_gives_zero_gradients_everywhere(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_image_trains_without_batch_statistics(kind):
     model = tiny(kind, trainable="all").train()
-    model(images(1, 32), PaddedCaptions.of(torch.tensor([[4, END]]), torch.tensor([2]), torch.tensor([0])))[
-        0
-    ].sum().backward()
+    one = PaddedCaptions.of(torch.tensor([[4, END]]), torch.tensor([2]), torch.tensor([0]))
+    model(images(1, 32), one)[0].sum().backward()
     assert all(module.training for module in model.modules()), "the mode is as before"
 
 

@@ -61,8 +61,8 @@ def assert_same_stream(a, b):
     for x, y in zip(a, b, strict=True):
         assert not x.holes and not y.holes
         assert torch.equal(x.images, y.images)
-        a, b = x.captions, y.captions
-        assert torch.equal(a.words, b.words) and torch.equal(a.owner, b.owner)
+        ours, theirs = x.captions, y.captions
+        assert torch.equal(ours.words, theirs.words) and torch.equal(ours.owner, theirs.owner)
 
 
 @pytest.mark.parametrize(("path", "workers"), [("split", 0), ("split", 2), ("moved", 0), ("whole", 2)])
