@@ -17,16 +17,16 @@ class DataConfig:
     train: str = ""  # the training split's NAME.json, written by launch.pack: a path, a URL, or a pipe: command
     val: str | None = None  # the validation split's NAME.json; null: train without validating
     captions_per_image: int = 5  # an image is encoded once for this many captions; more rotate over the epochs
-    vocabulary_threshold: int = 4  # a word must occur this often in the training captions, else it is <unk>
+    min_word_freq: int = 4  # a word must occur this often in the training captions, else it is <unk>
     max_words: int = 20  # longest caption, <end> not counted: cut in training, the limit in search
     resize_size: int = 256  # shorter side in pixels before the crop
     image_size: int = 224  # side of the square crop in pixels: random in training, central elsewhere
     flip: bool = True  # mirror half of the training images; not for captions that say left and right
-    workers: int | None = None  # loader processes a rank; null: the machine's cores shared out, at most 8
+    num_workers: int | None = None  # loader processes a rank; null: the machine's cores shared out, at most 8
     ledger: bool = False  # write a line a sample to RUN/ledger, to audit exactly-once delivery
     cache_dir: str | None = None  # where whole shards of remote splits are kept; null: the machine's temporary folder
     cache_gb: float = 50.0  # most the cache may hold, shared by all processes of a machine
-    hole_budget: float = 0.001  # share of an epoch's samples that may be unreadable before the run stops
+    max_unreadable_fraction: float = 0.001  # share of an epoch's samples that may be unreadable before the run stops
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class EncoderConfig:
 @dataclass(frozen=True)
 class DecoderConfig:
     # lstm sees the image once, as one vector; attention (an LSTM too) and transformer look at its grid at every word
-    kind: Literal["lstm", "attention", "transformer"] = "lstm"
+    name: Literal["lstm", "attention", "transformer"] = "lstm"
     embedding_size: int = 256
     hidden_size: int = 512
     num_layers: int = 1
     num_heads: int = 8  # of the transformer
     dropout: float = 0.0  # on the word embeddings, between layers, and before the word classifier
-    attention_regulariser: float = 1.0  # for attention: weight of looking at every place once; less for a small grid
+    doubly_stochastic_weight: float = 1.0  # for attention: weight of looking at every place once; less for a small grid
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,13 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    encoder_learning_rate: float = 1e-4
-    decoder_learning_rate: float = 1e-3  # also for the projection of the image feature
+    encoder_lr: float = 1e-4
+    decoder_lr: float = 1e-3  # also for the projection of the image feature
     weight_decay: float = 0.0
     warmup_steps: int = 0
     schedule: Literal["constant", "linear", "cosine"] = "constant"  # after the warm-up; the others fall to 0 at the end
-    stage_decay: float = 1.0  # each encoder stage's rate is this times that of the stage above it
-    clip_norm: float | None = 5.0  # largest norm of the whole gradient
+    layerwise_lr_decay: float = 1.0  # each encoder stage's rate is this times that of the stage above it
+    max_grad_norm: float | None = 5.0  # largest norm of the whole gradient
     label_smoothing: float = 0.0  # this share of a target's probability goes to all words alike; not in perplexity
 
 
@@ -92,8 +92,8 @@ class CheckpointConfig:
 class EvaluateConfig:
     every_steps: int | None = None  # null: at every epoch's end
     best_metric: Literal[
-        "CIDEr-D", "CIDEr, plain", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "NIST-4", "class accuracy", "loss"
-    ] = "CIDEr-D"  # makes a checkpoint the best: the highest, or the lowest teacher-forced loss
+        "CIDEr", "CIDEr-plain", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "NIST-4", "class_accuracy", "loss"
+    ] = "CIDEr"  # makes a checkpoint the best: the highest, or the lowest teacher-forced loss
     patience: int | None = None  # stop after this many validations in a row without a better one; null: never
     batch_size: int = 64  # images a process captions at once
     beam_size: int = 1  # captions kept while searching for the best; 1 is greedy search
@@ -128,7 +128,7 @@ class Config:
 IDENTITY = (
     "seed",
     "data.captions_per_image",
-    "data.vocabulary_threshold",
+    "data.min_word_freq",
     "data.max_words",
     "data.resize_size",
     "data.image_size",
@@ -139,13 +139,13 @@ IDENTITY = (
     "encoder.freeze_batch_norm",
     "encoder.projection_batch_norm",
     "encoder.grid_size",
-    "decoder.kind",
+    "decoder.name",
     "decoder.embedding_size",
     "decoder.hidden_size",
     "decoder.num_layers",
     "decoder.num_heads",
     "decoder.dropout",
-    "decoder.attention_regulariser",
+    "decoder.doubly_stochastic_weight",
     "evaluate.best_metric",
     "train.global_batch_size",
 )
@@ -270,7 +270,7 @@ def _impossible(config: Config) -> list[str]:
     """Settings that are well typed and still cannot be."""
     at_least_one = [
         "data.captions_per_image",
-        "data.vocabulary_threshold",
+        "data.min_word_freq",
         "data.max_words",
         "data.image_size",
         "decoder.embedding_size",
@@ -292,10 +292,16 @@ def _impossible(config: Config) -> list[str]:
         "evaluate.patience",
         "monitor.log_every_steps",
     ]
-    at_least_zero = ["seed", "data.workers", "data.hole_budget", "optim.weight_decay", "optim.warmup_steps"]
-    at_least_zero += ["decoder.attention_regulariser", "evaluate.min_words", "evaluate.no_repeat_ngram"]
+    at_least_zero = [
+        "seed",
+        "data.num_workers",
+        "data.max_unreadable_fraction",
+        "optim.weight_decay",
+        "optim.warmup_steps",
+    ]
+    at_least_zero += ["decoder.doubly_stochastic_weight", "evaluate.min_words", "evaluate.no_repeat_ngram"]
     at_least_zero += ["encoder.unfreeze_at_step"]
-    positive = ["optim.encoder_learning_rate", "optim.decoder_learning_rate", "optim.stage_decay", "optim.clip_norm"]
+    positive = ["optim.encoder_lr", "optim.decoder_lr", "optim.layerwise_lr_decay", "optim.max_grad_norm"]
     positive += ["data.cache_gb"]
     below_one = ["decoder.dropout", "optim.label_smoothing", "train.ema_decay"]
     values = flat(config)
@@ -321,11 +327,11 @@ def _impossible(config: Config) -> list[str]:
 def _unfitting_decoder(config: Config) -> list[str]:
     """Settings the decoder of this kind cannot have."""
     decoder, mistakes = config.decoder, []
-    if decoder.kind == "lstm" and config.encoder.grid_size is not None:
-        mistakes.append("encoder.grid_size: decoder.kind=lstm sees no grid; this is for attention and transformer")
-    if decoder.kind == "attention" and decoder.num_layers != 1:
-        mistakes.append("decoder.num_layers: decoder.kind=attention has one layer")
-    if decoder.kind == "transformer":
+    if decoder.name == "lstm" and config.encoder.grid_size is not None:
+        mistakes.append("encoder.grid_size: decoder.name=lstm sees no grid; this is for attention and transformer")
+    if decoder.name == "attention" and decoder.num_layers != 1:
+        mistakes.append("decoder.num_layers: decoder.name=attention has one layer")
+    if decoder.name == "transformer":
         if decoder.embedding_size != decoder.hidden_size:
             mistakes.append("decoder.embedding_size: must equal decoder.hidden_size, the transformer's width")
         if decoder.num_heads > 0 and (decoder.hidden_size % decoder.num_heads or decoder.hidden_size % 4):

@@ -13,13 +13,13 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from captioning.inference.predictor import Caption, Predictor, opened
 from captioning.model.search import options_of
-from captioning.predict import Caption, Predictor, opened
-from captioning.progress import bar
 from captioning.report.gallery import Gallery
 from captioning.report.pictures import annotated, caption_sheet
-from launch.command import BAD_INPUT, at_least_one, output_file, output_folder, run
-from launch.images import Named, images_at, random_images
+from captioning.runs.progress import bar
+from launch.cli.command import BAD_INPUT, at_least_one, output_file, output_folder, run
+from launch.cli.images import Named, images_at, random_images
 from shards.errors import InputError
 
 _MOST_IN_PICTURE = 24
@@ -116,7 +116,12 @@ def _arguments() -> argparse.Namespace:
         prog="python -m launch.caption", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("run", type=Path, metavar="RUN", help="run folder, or a folder that launch.export or launch.convert wrote")
+    add(
+        "run",
+        type=Path,
+        metavar="RUN",
+        help="run folder, or a folder that launch.export or launch.import_checkpoint wrote",
+    )
     add("images", nargs="+", metavar="IMAGE|DIR|GLOB|-", help="files, folders, patterns; - reads names from stdin")
     add("--checkpoint", default="best", metavar="best|latest|step-N", help="which checkpoint (best)")
     add("--ensemble", type=Path, nargs="+", default=[], metavar="RUN", help="further runs that vote on each word")

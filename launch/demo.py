@@ -10,12 +10,12 @@ import sys
 import time
 from pathlib import Path
 
-from captioning import checkpoint
-from captioning.predict import Predictor
+from captioning.inference.predictor import Predictor
 from captioning.report.pictures import caption_sheet
-from launch.command import run
+from captioning.runs import checkpoint
+from launch.cli.command import run
 from shards import index as shard_index
-from shards import scenes
+from shards.sources import scenes
 
 FOLDER = Path("runs/demo")
 RUN, SHARDS, SCORES = FOLDER / "run", FOLDER / "shards", FOLDER / "scores.json"
@@ -36,9 +36,9 @@ def main() -> int:
     _do("Caption image files", f"python -m launch.caption {RUN} {FOLDER}/unseen")
     right, total = _right_captions()
     _do("Report on one page", f"python -m launch.report {RUN}")
-    looking, blind = (json.loads(SCORES.read_text())["scores"][f"CIDEr-D{what}"] for what in ("", ", wrong images"))
+    looking, blind = (json.loads(SCORES.read_text())["scores"][f"CIDEr{what}"] for what in ("", ", wrong images"))
     print(f"\nright colour and shape of everything in it: {right} of {total} unseen scenes ({right / total:.1%})")
-    print(f"CIDEr-D {looking:.2f}; the same captions beside the wrong images {blind:.2f} ({looking / blind:.1f} times)")
+    print(f"CIDEr {looking:.2f}; the same captions beside the wrong images {blind:.2f} ({looking / blind:.1f} times)")
     print(f"all about the run: {RUN}/report.html    pictures with captions: {FOLDER}/captions.png")
     print(f"all of it in {(time.monotonic() - started) / 60:.1f} minutes")
     return 0 if right >= RIGHT_SHARE * total and looking >= TIMES_WRONG_IMAGES * blind else 1

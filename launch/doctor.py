@@ -13,13 +13,13 @@ from rich.table import Table
 
 from captioning.config import Config, load
 from captioning.data.batches import cache_of
-from captioning.diagnosis import split
-from captioning.diagnosis.checks import Check, look
-from captioning.diagnosis.machine import free_space, machine
-from captioning.diagnosis.run import largest_micro_batch, run_checks, vocabulary_size
-from captioning.progress import bar
-from captioning.ranks import join
-from launch.command import run
+from captioning.distributed.ranks import init_distributed
+from captioning.doctor import split
+from captioning.doctor.checks import Check, look
+from captioning.doctor.machine import free_space, machine
+from captioning.doctor.run import largest_micro_batch, run_checks, vocabulary_size
+from captioning.runs.progress import bar
+from launch.cli.command import run
 from shards import index as shard_index
 from shards.errors import InputError
 
@@ -53,7 +53,7 @@ def _of_machine(folder: Path | None) -> int:
         if not (folder / "config.yaml").is_file():
             raise InputError(f"{folder} holds no config.yaml: it is no run. Give a run folder, or a split's NAME.json.")
         config = load(folder / "config.yaml")
-    accelerator, ranks = join(config.precision)
+    accelerator, ranks = init_distributed(config.precision)
     checks = machine(accelerator, ranks)
     failed = False
     if ranks.is_main:
@@ -64,7 +64,7 @@ def _of_machine(folder: Path | None) -> int:
                 lambda: largest_micro_batch(config, vocabulary_size(folder), accelerator.device),
             )
             failed |= _show(f"{folder}", [*run_checks(folder, config), tried])
-    failed = ranks.from_main(failed)
+    failed = ranks.broadcast(failed)
     accelerator.end_training()
     return int(failed)
 

@@ -16,24 +16,24 @@ from rich.console import Console
 
 from captioning.data.batches import open_split
 from captioning.data.captions import EncodedCaptions, encode
-from captioning.predict import Predictor
-from captioning.progress import bar
-from captioning.ranks import Ranks, join
-from captioning.scoring.evaluate import caption_split
-from captioning.scoring.loss import SplitLoss
-from captioning.scoring.ptb import TOKENIZER
-from captioning.scoring.results import Captioned, beside, in_common, read_references, read_results
-from captioning.scoring.scores import compare, evaluate
-from captioning.training.setup import loader_workers
-from launch.command import at_least_one, output_file, run
-from launch.score_tables import show_differences, show_left_out, show_scores, show_teacher_forcing
+from captioning.distributed.ranks import Ranks, init_distributed
+from captioning.evaluation.caption_split import caption_split
+from captioning.evaluation.results import ScoredCaptions, in_common, match_references, read_references, read_results
+from captioning.evaluation.scores import compare, evaluate
+from captioning.evaluation.split_loss import SplitLoss
+from captioning.inference.predictor import Predictor
+from captioning.metrics.ptb import TOKENIZER
+from captioning.runs.progress import bar
+from captioning.training.preparation import loader_workers
+from launch.cli.command import at_least_one, output_file, run
+from launch.cli.score_tables import show_differences, show_left_out, show_scores, show_teacher_forcing
 from shards.errors import InputError
-from shards.index import write_atomically
+from shards.files import write_atomically
 
 
 def main() -> None:
     arguments = _arguments()
-    accelerator, ranks = join("no")
+    accelerator, ranks = init_distributed("no")
     sources = arguments.compare or [arguments.results or arguments.run]
     captioned, about = zip(*[_captions(s, arguments, accelerator.device, ranks) for s in sources], strict=True)
     accelerator.end_training()
@@ -60,7 +60,7 @@ def main() -> None:
             show_teacher_forcing(**document["teacher_forcing"])
 
 
-Found = tuple[Captioned, dict]  # captions beside their references, and where they come from
+Found = tuple[ScoredCaptions, dict]  # captions beside their references, and where they come from
 
 
 def _captions(source: Path, arguments: argparse.Namespace, device: torch.device, ranks: Ranks) -> Found:
@@ -69,7 +69,7 @@ def _captions(source: Path, arguments: argparse.Namespace, device: torch.device,
         return _of_run(source, arguments, device, ranks)
     if not arguments.captions:
         raise InputError(f"{source} needs --captions REFERENCES.json: COCO captions, or a split's NAME.json.")
-    captioned = beside(read_results(source), read_references(arguments.captions), source)
+    captioned = match_references(read_results(source), read_references(arguments.captions), source)
     return captioned, {"results": str(source), "references": str(arguments.captions)}
 
 
@@ -109,7 +109,7 @@ def _of_run(folder: Path, arguments: argparse.Namespace, device: torch.device, r
         "results": str(results), "holes": captions.holes,
         "teacher_forcing": {"loss": mean, "perplexity": math.exp(min(mean, 700.0))},
     }  # fmt: skip
-    return captions.beside(index), about
+    return captions.match_references(index), about
 
 
 def _title(document: dict) -> str:

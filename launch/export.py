@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from captioning import interchange
-from captioning.predict import loaded
-from launch.command import run
+from captioning.inference import model_bundle
+from captioning.inference.predictor import loaded
+from launch.cli.command import run
 
 
 def main() -> None:
@@ -15,7 +15,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="best", metavar="best|latest|step-N", help="which checkpoint (best)")
     arguments = parser.parse_args()
     exported = loaded(arguments.run, arguments.checkpoint)
-    interchange.write(exported, arguments.folder)
+    model_bundle.write(exported, arguments.folder)
     size = sum(path.stat().st_size for path in arguments.folder.iterdir()) / 1e6
     print(f"{arguments.folder}: checkpoint of step {exported.step}, {size:,.1f} MB")
     print(f"use it as a run: python -m launch.caption {arguments.folder} IMAGE|DIR ...")

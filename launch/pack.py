@@ -5,18 +5,18 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from captioning.progress import bar
-from launch.command import run
-from launch.pack_arguments import parser
+from captioning.runs.progress import bar
+from launch.cli.command import run
+from launch.cli.pack_arguments import parser
 from shards import index as shard_index
-from shards import scenes, sources
-from shards.adopt import adopt
+from shards import sources
 from shards.errors import InputError
 from shards.index import Index
-from shards.merge import merge, splits_in
-from shards.pack import pack_part
-from shards.plan import Settings
-from shards.sources import Source
+from shards.packing.index_tars import index_tars
+from shards.packing.merge import merge, splits_in
+from shards.packing.packer import pack_part
+from shards.packing.plan import Settings
+from shards.sources import Source, scenes
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
             _merge(arguments)
         case "index":
             with bar(f"indexing {arguments.split}") as on_progress:
-                index = adopt(arguments.tars, arguments.split, on_progress)
+                index = index_tars(arguments.tars, arguments.split, on_progress)
             _tell(index)
         case "verify":
             index = shard_index.load(arguments.index)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from captioning import profile
+from captioning.inference import cost_profile as profile
 from captioning.report import page
 from captioning.report.facts import read_run
-from launch.command import at_least_one, run
+from launch.cli.command import at_least_one, run
 
 
 def main() -> None:

@@ -7,9 +7,9 @@ never began: starting it again would change nothing. 2: bad input.
 import argparse
 from pathlib import Path
 
-from captioning import run_folder
 from captioning.config import load
-from launch.command import PREEMPTED, run
+from captioning.runs import run_folder
+from launch.cli.command import PREEMPTED, run
 
 EXIT = {"finished": 0, "preempted": PREEMPTED, "running": PREEMPTED}
 

@@ -3,14 +3,14 @@
 import argparse
 
 from captioning.config import Config, flat, load
-from captioning.training.preemption import StopSignals
-from launch.command import PREEMPTED, run
+from captioning.distributed.stop_signals import StopSignals
+from launch.cli.command import PREEMPTED, run
 
 
 def main() -> int:
     config = load(*_arguments())
     stop = StopSignals()
-    from captioning.training.loop import train  # seconds of imports, in which a signal may come already
+    from captioning.training.trainer import train  # seconds of imports, in which a signal may come already
 
     status = train(config, stop)
     stop.ignore()

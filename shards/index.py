@@ -9,7 +9,6 @@ how it was packed, what was left out.
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,13 +19,14 @@ from typing import Any
 import numpy as np
 
 from shards import storage, tars
-from shards.cache import Cache
 from shards.errors import InputError, listed
+from shards.files import write_atomically
 from shards.storage import Shard
+from shards.storage.cache import Cache
+from shards.storage.urls import Place, Url, place_of, sibling
 from shards.tars import SampleText
-from shards.urls import Place, Url, neighbour, place_of
 
-BESIDE = (".idx", ".crc32", ".captions.json")  # the files that belong to a tar
+SIDECAR_SUFFIXES = (".idx", ".crc32", ".captions.json")  # the files that belong to a tar
 KIND = "wids-shard-index-v1"
 
 
@@ -113,7 +113,7 @@ class Index:
 
 
 def _missing_or_cut(shard: Shard) -> str | None:
-    every: list[Place] = [shard.path, *(shard.path.with_suffix(suffix) for suffix in BESIDE)]
+    every: list[Place] = [shard.path, *(shard.path.with_suffix(suffix) for suffix in SIDECAR_SUFFIXES)]
     for path in every:
         try:
             size = storage.size_of(path)
@@ -142,7 +142,7 @@ def load(path: str | Path, cache: Cache | None = None) -> Index:
     try:
         document = json.loads(storage.read_all(place))
         shards = tuple(
-            Shard(neighbour(place, entry["url"]), int(entry["nsamples"]), int(entry["filesize"]), str(entry["sha256"]))
+            Shard(sibling(place, entry["url"]), int(entry["nsamples"]), int(entry["filesize"]), str(entry["sha256"]))
             for entry in document["shardlist"]
         )
         if document["__kind__"] != KIND:
@@ -207,7 +207,7 @@ def captions_path(tar: Path) -> Path:
     return tar.with_suffix(".captions.json")
 
 
-def sha256_of(place: Place) -> str:
+def sha256_of_place(place: Place) -> str:
     digest = hashlib.sha256()
     for block in storage.chunks(place):
         digest.update(block)
@@ -219,7 +219,7 @@ def fingerprint_of(shards: list[Shard]) -> str:
     return hashlib.sha256("\n".join(f"{s.sha256} {s.nsamples}" for s in shards).encode()).hexdigest()
 
 
-def write_beside(tar: Path, content: Path, samples: list[tars.TarSample], about: dict[str, Any]) -> None:
+def write_sidecars(tar: Path, content: Path, samples: list[tars.TarSample], about: dict[str, Any]) -> None:
     """Write what belongs to a tar, whose bytes are in ``content`` for now; ``about`` is its captions file."""
     write_atomically(tar.with_suffix(".idx"), tars.idx_text(samples).encode())
     write_atomically(tar.with_suffix(".crc32"), tars.checksums(content, samples))
@@ -270,16 +270,6 @@ def refuse_another_file(path: Path) -> None:
             raise InputError(f"{path} is there and is no shard index. Choose another folder or --split.")
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write so that ``path`` holds all of ``data`` or is not there: a temporary neighbour, fsync, rename."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 def verify(index: Index) -> None:
     """Compare every byte of every shard with the index, and (of a local one) the files beside it with the tar.
 
@@ -305,7 +295,7 @@ def _damage_or_reason(shard: Shard) -> str | None:
 def _damage(shard: Shard) -> str | None:
     if isinstance(shard.path, Url):
         # What the tar's hash proves need not be looked for in the tar.
-        if sha256_of(shard.path) != shard.sha256:
+        if sha256_of_place(shard.path) != shard.sha256:
             return f"{shard.path}: its bytes are not those that were packed"
         read_extents(shard), read_texts(shard)
         return None
@@ -313,7 +303,7 @@ def _damage(shard: Shard) -> str | None:
 
 
 def _damage_on_disk(shard: Shard, path: Path) -> str | None:
-    if sha256_of(path) != shard.sha256:
+    if sha256_of_place(path) != shard.sha256:
         return f"{path}: its bytes are not those that were packed"
     texts = read_texts(shard)
     known = {text.key for text in texts}

@@ -48,7 +48,7 @@ _texts = lru_cache(maxsize=4)(read_texts)
 
 
 @dataclass(frozen=True)
-class Hole:
+class UnreadableSample:
     """A sample that could not be read. It keeps its place with weight 0: a skip would shift all that follow."""
 
     key: str
@@ -60,7 +60,7 @@ class Hole:
         return f"{self.shard} at byte {self.offset:,}, sample {self.key}: {self.reason}"
 
 
-def read_sample(index: Index, sample: int) -> Sample | Hole:
+def read_sample(index: Index, sample: int) -> Sample | UnreadableSample:
     """Read one sample of a split by number (0 .. len(index) - 1), in one read of its shard.
 
     Raises:
@@ -69,7 +69,7 @@ def read_sample(index: Index, sample: int) -> Sample | Hole:
     return next(read_samples(index, [sample]))
 
 
-def read_samples(index: Index, samples: Sequence[int]) -> Iterator[Sample | Hole]:
+def read_samples(index: Index, samples: Sequence[int]) -> Iterator[Sample | UnreadableSample]:
     """Samples by number, in the order asked for. Those on other machines are fetched ahead, all at once, and near
     neighbours in one request.
 
@@ -82,7 +82,7 @@ def read_samples(index: Index, samples: Sequence[int]) -> Iterator[Sample | Hole
         return
     list(_pool().map(read_extents, {shard for shard, _ in located}))
     wanted = [_Wanted(shard, extent_of(shard, number), number) for shard, number in located]
-    read: dict[_Wanted, Future[dict[_Wanted, Sample | Hole]]] = {}
+    read: dict[_Wanted, Future[dict[_Wanted, Sample | UnreadableSample]]] = {}
     for block in _blocks(wanted):
         future = _pool().submit(_read_block, index, block)
         read.update(dict.fromkeys(block, future))
@@ -112,7 +112,7 @@ def _blocks(wanted: list[_Wanted]) -> list[list[_Wanted]]:
     return sorted(blocks, key=lambda block: min(place[one] for one in block))
 
 
-def _read_block(index: Index, block: list[_Wanted]) -> dict[_Wanted, Sample | Hole]:
+def _read_block(index: Index, block: list[_Wanted]) -> dict[_Wanted, Sample | UnreadableSample]:
     start = block[0].extent.offset
     size = block[-1].extent.offset + block[-1].extent.size - start
     try:
@@ -134,7 +134,7 @@ def _pool() -> ThreadPoolExecutor:
 os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
-def _read(index: Index, shard: Shard, extent: Extent, number: int) -> Sample | Hole:
+def _read(index: Index, shard: Shard, extent: Extent, number: int) -> Sample | UnreadableSample:
     try:
         data = storage.read(shard, extent.offset, extent.size, index.cache)
     except OSError as error:
@@ -142,7 +142,7 @@ def _read(index: Index, shard: Shard, extent: Extent, number: int) -> Sample | H
     return _checked(shard, extent, number, data)
 
 
-def _checked(shard: Shard, extent: Extent, number: int, image: bytes) -> Sample | Hole:
+def _checked(shard: Shard, extent: Extent, number: int, image: bytes) -> Sample | UnreadableSample:
     if zlib.crc32(image) != extent.crc32:
         return _hole(shard, extent, "its bytes are not those that were packed")
     return Sample(extent.key, image, shard, number)
@@ -152,10 +152,10 @@ def _reason(error: OSError) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _hole(shard: Shard, extent: Extent, reason: str) -> Hole:
-    return Hole(extent.key, shard.path.name, extent.offset, reason)
+def _hole(shard: Shard, extent: Extent, reason: str) -> UnreadableSample:
+    return UnreadableSample(extent.key, shard.path.name, extent.offset, reason)
 
 
-def hole_of(sample: Sample, reason: str) -> Hole:
+def unreadable_of(sample: Sample, reason: str) -> UnreadableSample:
     """The hole a sample leaves whose bytes were read but are no image."""
     return _hole(sample.shard, extent_of(sample.shard, sample.number), reason)

@@ -14,16 +14,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
-from captioning import checkpoint
 from captioning import config as configuration
-from captioning.checkpoint import RunState
 from captioning.data import vocabulary as vocab
 from captioning.data.vocabulary import Vocabulary
 from captioning.model.captioner import Captioner
+from captioning.runs import checkpoint
+from captioning.runs.checkpoint import RunState
 from shards import index as shard_index
-from shards import scenes, sources
+from shards import sources
 from shards.index import Index
-from shards.pack import Settings, pack
+from shards.packing.packer import Settings, pack
+from shards.sources import scenes
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data"  # real images, where the developers and CI have them
@@ -32,12 +33,12 @@ CPU_PROCESSES = {"ACCELERATE_USE_CPU": "true"} if torch.cuda.is_available() else
 # The smallest run that has everything: a real ResNet-18 on 32-pixel images, an LSTM of 16, BatchNorm held still so
 # that the cut of a batch cannot matter, no dropout.
 TINY = {
-    "data.vocabulary_threshold": 1,
+    "data.min_word_freq": 1,
     "data.resize_size": 32,
     "data.image_size": 32,
     "data.flip": "false",
     "data.ledger": "true",
-    "data.workers": 0,
+    "data.num_workers": 0,
     "encoder.name": "resnet18",
     "encoder.trainable": "all",
     "encoder.freeze_batch_norm": "true",
@@ -46,7 +47,7 @@ TINY = {
     "decoder.hidden_size": 16,
     "train.global_batch_size": 8,
     "train.micro_batch_size": 4,
-    "optim.encoder_learning_rate": 1e-4,
+    "optim.encoder_lr": 1e-4,
     "checkpoint.every_steps": 4,
     "monitor.log_every_steps": 1,
 }
@@ -125,7 +126,7 @@ UNTRAINED_WORDS = Vocabulary((*vocab.SPECIAL, "a", "red", "blue", "star", "moon"
 
 def untrained_run(folder: Path, seed: int = 0, vocabulary: Vocabulary = UNTRAINED_WORDS, **changes) -> Path:
     """A run folder with a checkpoint of step 1 whose model has learned nothing; in all else like a trained one."""
-    changes = {"decoder__kind": "attention", "encoder__grid_size": 3, "train__epochs": 1} | changes
+    changes = {"decoder__name": "attention", "encoder__grid_size": 3, "train__epochs": 1} | changes
     changes = {"data__train": folder / "train.json"} | changes
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text("{}\n")

@@ -14,7 +14,7 @@ def in_processes(count: int, function: Callable, *arguments: object) -> None:
     Any that fails fails the test; what it raised is on standard error.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["captioning.training.loop"])
+    context.set_forkserver_preload(["captioning.training.trainer"])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

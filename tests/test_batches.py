@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from captioning.data import captions as encoded
-from captioning.data.batches import EvaluationBatches, TrainBatches, evaluation_loader, train_steps, words_of
+from captioning.data.batches import EvaluationBatches, TrainBatches, error_message, evaluation_loader, train_steps
 from captioning.data.captions import EncodedCaptions
 from captioning.data.transforms import Preprocessing, decode
 from shards import index as shard_index
@@ -44,7 +44,7 @@ def global_steps(batches, world_size, workers=0, micro=3, first=0, last=11):
             for batch in step:
                 assert len(batch.keys) <= micro
                 for row, key in enumerate(batch.keys):
-                    words = batch.captions.words[batch.captions.owner == row].tolist()
+                    words = batch.captions.token_ids[batch.captions.image_index == row].tolist()
                     steps[number].append((key, batch.images[row], [[w for w in caption if w] for caption in words]))
     per_step = [counts[number :: last - first] for number in range(last - first)]
     return steps, per_step
@@ -212,5 +212,5 @@ def test_an_error_of_a_loader_process_says_what_it_says_in_this_one(batches, sce
     for workers in (0, 1):
         with pytest.raises(InputError) as error:
             next(train_steps(replace(batches, index=index), 0, 1, workers, pin=False))
-        said.append(words_of(error.value))
+        said.append(error_message(error.value))
     assert said[0] == said[1] and "Copy it again, with its tar." in said[0]

@@ -10,11 +10,11 @@ from PIL import Image
 
 from captioning.data.vocabulary import END, START, UNK
 from launch.bench import table
-from launch.bench.scale import Measured, step_seconds
+from launch.bench.baselines.models import BaselineAttention, BaselineLstm, baseline_step
+from launch.bench.baselines.script import BaselineCaptions, baseline_collate
+from launch.bench.scaling import Measured, step_seconds
 from launch.bench.table import Table
 from launch.bench.timing import Speed, side_by_side
-from launch.bench.usual import UsualCaptions, usual_collate
-from launch.bench.usual_models import UsualAttention, UsualLstm, usual_step
 from tests.conftest import module, run_command
 
 
@@ -43,7 +43,7 @@ def test_a_ratio_is_taken_round_by_round():
 
 def test_tables_are_written_as_they_are_shown(tmp_path, capsys):
     counted = itertools.count()
-    shown = Table("what", ["contender", "images/s"], [["ours", 1234.5], [f"row {next(counted)}", None]], ["a note"])
+    shown = Table("what", ["runner", "images/s"], [["ours", 1234.5], [f"row {next(counted)}", None]], ["a note"])
     table.show([shown], {"cores": 4, "devices": []})
     text = capsys.readouterr().out
     assert "1,23" in text and "a note" in text and "devices none" in text
@@ -62,7 +62,7 @@ def test_adding_up_gradients_costs_what_is_not_hidden():
     assert step_seconds(alone, 2, 1e9, 5.0) == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("model", [UsualLstm, UsualAttention])
+@pytest.mark.parametrize("model", [BaselineLstm, BaselineAttention])
 def test_the_script_compared_with_learns(model, tmp_path):
     torch.manual_seed(0)
     paths = []
@@ -70,12 +70,14 @@ def test_the_script_compared_with_learns(model, tmp_path):
         paths.append(tmp_path / f"{name}.jpg")
         Image.new("RGB", (80, 70), colour).save(paths[-1])
     ids = {"a": 4, "red": 5, "blue": 6, "thing": 7}
-    data = UsualCaptions([(paths[0], "A red thing."), (paths[1], "A blue thing")], ids, resize_size=64, image_size=64)
-    images, captions, lengths = usual_collate([data[0], data[1]])
+    data = BaselineCaptions(
+        [(paths[0], "A red thing."), (paths[1], "A blue thing")], ids, resize_size=64, image_size=64
+    )
+    images, captions, lengths = baseline_collate([data[0], data[1]])
     assert images.shape == (2, 3, 64, 64) and lengths == [6, 5]  # the full stop is a word
     assert captions.tolist() == [[START, 4, 5, 7, UNK, END], [START, 4, 6, 7, END, 0]]
     script = model("resnet18", 8)
-    losses = [usual_step(script, images, captions, lengths) for _ in range(12)]
+    losses = [baseline_step(script, images, captions, lengths) for _ in range(12)]
     assert losses[-1] < 0.6 * losses[0]
 
 
@@ -99,7 +101,7 @@ def test_a_mistyped_case_is_a_short_error():
 
 @pytest.mark.sweep
 def test_the_data_benchmark_runs_on_drawn_images(tmp_path):
-    options = ["--only", "ours", "decoding", "usual", "--rounds", "1", "--seconds", "0.2", "--length", "600"]
+    options = ["--only", "ours", "decoding", "baseline", "--rounds", "1", "--seconds", "0.2", "--length", "600"]
     done = run_command(module("launch.bench", "data", *options, "--json", tmp_path / "bench.json"), timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     one, two, first, order, rank = json.loads((tmp_path / "bench.json").read_text())["tables"]

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from shards import cache, ranges
-from shards.cache import Cache
 from shards.errors import InputError
-from shards.urls import Url
+from shards.storage import cache
+from shards.storage import http_ranges as ranges
+from shards.storage.cache import Cache
+from shards.storage.urls import Url
 from tests.conftest import ROOT
 
 SIZE = 200_000
@@ -53,8 +54,8 @@ def held(folder: Path) -> int:
 READER = """
 import hashlib, random, sys
 from pathlib import Path
-from shards.cache import Cache
-from shards.urls import Url
+from shards.storage.cache import Cache
+from shards.storage.urls import Url
 remote, folder, limit, seed = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 contents = [(remote / f"s{n}.tar").read_bytes() for n in range(8)]
 names = [hashlib.sha256(data).hexdigest() for data in contents]
@@ -87,7 +88,8 @@ def test_a_killed_fetch_is_taken_over_and_its_rest_removed(shards, tmp_path):
     for which in (name, other):
         slow = Url(f"pipe:head -c 100000 {tmp_path}/remote/", "s0.tar", "; sleep 20")
         script = (
-            "import sys; from pathlib import Path; from shards.cache import Cache; from shards.urls import Url\n"
+            "import sys; from pathlib import Path\n"
+            "from shards.storage.cache import Cache; from shards.storage.urls import Url\n"
             f"Cache(Path({str(folder)!r})).read({slow!r}, {SIZE}, {which!r}, 0, 9)"
         )
         killed = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)

@@ -7,8 +7,8 @@ import shutil
 import pytest
 import torch
 
-from captioning import checkpoint
-from captioning.checkpoint import RunState
+from captioning.runs import checkpoint
+from captioning.runs.checkpoint import RunState
 from shards.errors import InputError
 
 MODEL = {"weight": torch.arange(6.0).view(2, 3)}

@@ -17,9 +17,9 @@ def file(tmp_path):
 
 
 def test_overrides_win_over_the_file_and_the_file_over_the_defaults(file):
-    config = load(file, [*GOOD, "encoder.name=resnet18", "optim.decoder_learning_rate=1", "optim.clip_norm=null"])
+    config = load(file, [*GOOD, "encoder.name=resnet18", "optim.decoder_lr=1", "optim.max_grad_norm=null"])
     assert (config.seed, config.encoder.name, config.decoder.hidden_size) == (5, "resnet18", 512)
-    assert config.optim.decoder_learning_rate == 1.0 and config.optim.clip_norm is None
+    assert config.optim.decoder_lr == 1.0 and config.optim.max_grad_norm is None
 
 
 def test_all_mistakes_come_at_once_with_the_nearest_name(file):
@@ -32,7 +32,7 @@ def test_all_mistakes_come_at_once_with_the_nearest_name(file):
         "train.micro_batch_size=many",
         "data.flip=1",
         "encoder.name=vgg16",
-        "data.workers=1.5",
+        "data.num_workers=1.5",
     ]
     with pytest.raises(InputError) as error:
         load(file, overrides)
@@ -45,7 +45,7 @@ def test_all_mistakes_come_at_once_with_the_nearest_name(file):
         "train.micro_batch_size: a whole number is wanted, not 'many'",
         "data.flip: true or false is wanted, not 1",
         "encoder.name: 'vgg16' is not one of resnet18",
-        "data.workers: a whole number is wanted, not 1.5",
+        "data.num_workers: a whole number is wanted, not 1.5",
     ):
         assert expected in message
 

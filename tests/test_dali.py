@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from shards import sources
-from shards.pack import pack
-from shards.plan import Settings
+from shards.packing.packer import pack
+from shards.packing.plan import Settings
 from shards.reader import read_sample
 from tests.conftest import write_coco
 from tests.test_pack import jpeg
@@ -16,7 +16,7 @@ fn = pytest.importorskip("nvidia.dali.fn", reason="NVIDIA DALI is not installed:
 def test_dali_reads_every_byte_by_our_idx(tmp_path, monkeypatch):
     from nvidia.dali import pipeline_def
 
-    monkeypatch.setattr("shards.plan.TAR_OVERHEAD", 200_000)
+    monkeypatch.setattr("shards.packing.plan.TAR_OVERHEAD", 200_000)
     names = {f"{n}.jpg": [f"Picture {n}, naïve."] for n in range(12)}
     source = sources.coco(*write_coco(tmp_path / "coco", names, jpeg()))
     index = pack(source, "train", tmp_path / "out", Settings(shard_mb=1))

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from captioning.config import Config, DecoderConfig, EncoderConfig
-from captioning.data.padded import PaddedCaptions
+from captioning.data.padded_captions import PaddedCaptions
+from captioning.model.beam_step import banned_repeats, best_of_beams
 from captioning.model.captioner import Captioner
-from captioning.model.choice import banned_repeats, best_of_beams
-from captioning.training.average import WeightAverage
-from captioning.training.losses import count_in_top5, token_loss
+from captioning.model.losses import count_in_top5, token_loss
+from captioning.training.ema import WeightAverage
 
 KINDS = ["lstm", "attention", "transformer"]
 DEVICE = torch.device("meta")

@@ -10,13 +10,13 @@ import torch
 
 from captioning.config import Config, load, save_text
 from captioning.data import vocabulary as vocab
-from captioning.diagnosis import split
-from captioning.diagnosis.checks import Check, look, size
-from captioning.diagnosis.run import largest_micro_batch, run_checks, try_micro_batch
+from captioning.doctor import split
+from captioning.doctor.checks import Check, look, size
+from captioning.doctor.run import largest_micro_batch, run_checks, try_micro_batch
 from launch import doctor
 from shards import sources
-from shards.pack import pack
-from shards.plan import Settings
+from shards.packing.packer import pack
+from shards.packing.plan import Settings
 from tests.conftest import ROOT, module, run_command, settings, with_one_broken_image, write_coco
 from tests.test_pack import jpeg
 
@@ -122,7 +122,7 @@ def test_whatever_a_check_meets_is_told_and_no_crash():
 @pytest.mark.parametrize("kind", ["lstm", "attention", "transformer"])
 def test_what_is_tried_on_a_gpu_runs(empty_config, tmp_path, kind):
     """The pass whose memory is tried, on a CPU: of as many images, the longest captions, and every decoder."""
-    config = load(empty_config, settings(tmp_path, tmp_path, decoder__kind=kind, train__epochs=1))
+    config = load(empty_config, settings(tmp_path, tmp_path, decoder__name=kind, train__epochs=1))
     try_micro_batch(config, 10, 3, torch.device("cpu"))
 
 

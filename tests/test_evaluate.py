@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from captioning import checkpoint, config
-from captioning.checkpoint import RunState
+from captioning import config
 from captioning.data import vocabulary as vocab
 from captioning.data.vocabulary import Vocabulary
+from captioning.evaluation.results import in_common, match_references, read_references, read_results
 from captioning.model.captioner import Captioner
-from captioning.scoring.results import beside, in_common, read_references, read_results
+from captioning.runs import checkpoint
+from captioning.runs.checkpoint import RunState
 from launch import evaluate
 from shards import index as shard_index
 from shards.errors import InputError
@@ -128,7 +129,7 @@ def test_runs_and_result_files_are_compared(shards_and_runs, tmp_path, monkeypat
     command(monkeypatch, "--compare", *runs, "--beam", 3, "--json", tmp_path / "runs.json")
     printed, noted = capsys.readouterr()
     assert "step-6.json cannot be written: Is a directory" in noted
-    assert "9 images" in printed and "CIDEr-D" in printed and "B - A" in printed
+    assert "9 images" in printed and "CIDEr" in printed and "B - A" in printed
     by_name = {entry["name"]: entry for entry in json.loads((tmp_path / "runs.json").read_text())["differences"]}
     assert by_name["BLEU-4"].keys() == {"name", "a", "b", "interval", "p_value"}
     # The same run from its folder and from the results file its evaluation wrote: no difference.
@@ -174,11 +175,11 @@ def test_a_split_s_image_without_references_is_listed_and_the_others_are_scored(
     path.write_text(json.dumps(document))
     ids = [sample["image_id"] for sample in document["samples"]]
     said = read_results(results(tmp_path / "all.json", dict.fromkeys(ids[:9], "A red star.")))
-    found = beside(said, read_references(tmp_path / "shards" / "val.json"), tmp_path)
+    found = match_references(said, read_references(tmp_path / "shards" / "val.json"), tmp_path)
     assert found.image_ids == (*ids[:3], *ids[4:9])
     assert found.missing == (str(ids[9]), f"{ids[3]}: it has no references")
     with pytest.raises(InputError, match="nothing to score"):
-        beside({ids[3]: "A red star."}, read_references(tmp_path / "shards" / "val.json"), tmp_path)
+        match_references({ids[3]: "A red star."}, read_references(tmp_path / "shards" / "val.json"), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +209,7 @@ def test_a_bad_results_file_is_refused(files, tmp_path, monkeypatch, text, said)
 def test_an_image_whose_references_are_missing_is_named(files, tmp_path):
     references = coco(tmp_path / "fewer.json", REFERENCES | {2: []})
     with pytest.raises(InputError, match=r"1 of its 4 images have no references(.|\n)*\n  2\n"):
-        beside(read_results(files["good"]), read_references(references), files["good"])
+        match_references(read_results(files["good"]), read_references(references), files["good"])
 
 
 def test_other_bad_input(files, tmp_path, monkeypatch):
@@ -235,13 +236,13 @@ def test_other_bad_input(files, tmp_path, monkeypatch):
 
 def test_only_captions_of_the_same_images_are_compared(files, tmp_path):
     references = read_references(files["references"])
-    a = beside({1: "A cat.", 2: "Dogs.", 3: "A bus."}, references, tmp_path)
-    b = beside({4: "A man.", 3: "A red bus.", 2: "A dog."}, references, tmp_path)
+    a = match_references({1: "A cat.", 2: "Dogs.", 3: "A bus."}, references, tmp_path)
+    b = match_references({4: "A man.", 3: "A red bus.", 2: "A dog."}, references, tmp_path)
     common = in_common(a, b)
     assert [side.image_ids for side in common] == [(2, 3), (2, 3)]
     assert [side.captions for side in common] == [("Dogs.", "A bus."), ("A dog.", "A red bus.")]
     with pytest.raises(InputError, match="no image in common"):
-        in_common(beside({1: "A cat."}, references, tmp_path), b)
+        in_common(match_references({1: "A cat."}, references, tmp_path), b)
     other = read_references(coco(tmp_path / "other.json", REFERENCES | {3: ["Something else."]}))
     with pytest.raises(InputError, match=r"other references(.|\n)*  3"):
-        in_common(a, beside({3: "A bus."}, other, tmp_path))
+        in_common(a, match_references({3: "A bus."}, other, tmp_path))

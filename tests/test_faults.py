@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from captioning import checkpoint, run_folder
-from captioning.checkpoint import RunState
 from captioning.config import load
-from captioning.training.saving import Saver
-from captioning.training.setup import prepare
+from captioning.runs import checkpoint, run_folder
+from captioning.runs.checkpoint import RunState
+from captioning.runs.saver import Saver
+from captioning.training.preparation import prepare
 from tests.conftest import run_command, settings, train_command
 
 MODEL = {"weight": torch.arange(6.0).view(2, 3)}

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from captioning.scoring.intervals import differences, intervals
-from captioning.scoring.metrics import Metric, mean_of, measure
+from captioning.metrics.coco import Metric, mean_of, measure
+from captioning.metrics.intervals import differences, intervals
 from tests.test_metrics import corpus
 
 
@@ -29,7 +29,7 @@ def test_intervals_hold_the_score_and_come_out_the_same_again():
 def test_more_images_narrow_the_interval():
     candidates, references = corpus(2)
     few, many = (intervals(measure(candidates * k, references * k)) for k in (1, 16))
-    for name in ("BLEU-4", "CIDEr-D", "ROUGE-L"):
+    for name in ("BLEU-4", "CIDEr", "ROUGE-L"):
         width = [high - low for low, high in (few[name], many[name])]
         assert width[1] == pytest.approx(width[0] / 4, rel=0.25), name
 

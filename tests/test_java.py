@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 
-from captioning.scoring import java
+from captioning.metrics import java
 from tests.test_metrics import WORDS, as_theirs
 
 CANDIDATES = [c.split() for c in ("a cat sits", "zebra", "", "two dogs running", "a cat", "caf\u00e9")]

@@ -6,17 +6,17 @@ import shutil
 import pytest
 from PIL import Image
 
-from captioning import ranks
-from launch.command import BAD_INPUT, run
-from shards import scenes
+from captioning.distributed import ranks
+from launch.cli.command import BAD_INPUT, run
 from shards.errors import InputError
+from shards.sources import scenes
 from tests.conftest import module, run_command, settings, train_command, write_coco
 
 COMMANDS = [
     "launch.pack",
     "launch.evaluate",
     "launch.caption",
-    "launch.convert",
+    "launch.import_checkpoint",
     "launch.demo",
     "launch.export",
     "launch.report",
@@ -106,8 +106,8 @@ def test_a_global_batch_smaller_than_the_world_is_refused(scene_shards, tmp_path
 )  # fmt: skip
 def test_a_lost_process_is_told_from_an_error_of_its_own(words):
     """By what was seen, or stands in the libraries: the run then counts as killed, and job scripts start it again."""
-    assert ranks.lost_peer(RuntimeError(words))
-    assert not ranks.lost_peer(RuntimeError("The size of tensor a (3) must match")) and not ranks.lost_peer(
+    assert ranks.is_peer_failure(RuntimeError(words))
+    assert not ranks.is_peer_failure(RuntimeError("The size of tensor a (3) must match")) and not ranks.is_peer_failure(
         OSError(words)
     )
 
@@ -165,7 +165,7 @@ def test_evaluating_and_captioning(scene_shards, tmp_path, empty_config):
     assert len(done.stdout.splitlines()) == 4, "the others are captioned all the same"
 
     done = run_command(module("launch.evaluate", run, "--java-seconds", 0))
-    assert done.returncode == 0 and "CIDEr-D" in done.stdout and "10 images" in done.stdout
+    assert done.returncode == 0 and "CIDEr" in done.stdout and "10 images" in done.stdout
     done = run_command(module("launch.evaluate", run, "--json", tmp_path / "nowhere" / "scores.json"))
     assert done.returncode == 2 and "its folder does not exist" in done.stderr
     refused(module("launch.evaluate", tmp_path), "not a run folder")

@@ -11,11 +11,12 @@ import psutil
 import pytest
 from PIL import Image
 
-from shards import scenes, sources
+from shards import sources
 from shards.errors import InputError
-from shards.merge import merge, splits_in
-from shards.pack import pack, pack_part
-from shards.plan import Part, Settings
+from shards.packing.merge import merge, splits_in
+from shards.packing.packer import pack, pack_part
+from shards.packing.plan import Part, Settings
+from shards.sources import scenes
 from tests.conftest import ROOT, module, write_coco
 from tests.test_pack import files_of, jpeg
 
@@ -29,13 +30,13 @@ def source(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr("shards.plan.TAR_OVERHEAD", 16_000_000)
+    monkeypatch.setattr("shards.packing.plan.TAR_OVERHEAD", 16_000_000)
 
 
 @pytest.fixture(scope="module")
 def whole(source, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("shards.plan.TAR_OVERHEAD", 16_000_000)
+        patch.setattr("shards.packing.plan.TAR_OVERHEAD", 16_000_000)
         pack(source, "train", out := tmp_path_factory.mktemp("whole"), Settings())
     return files_of(out)
 
@@ -92,7 +93,7 @@ def test_another_shuffle_seed_packs_the_same_images_in_another_order(source, tmp
 
 def test_a_mended_image_does_not_change_where_shards_are_cut(tmp_path, monkeypatch):
     """The estimate of how many images fit a shard is made once, even if it was made without an image mended since."""
-    monkeypatch.setattr("shards.plan.TAR_OVERHEAD", 300_000)
+    monkeypatch.setattr("shards.packing.plan.TAR_OVERHEAD", 300_000)
     images, captions = write_coco(tmp_path / "coco", {f"{n}.jpg": [f"Picture {n}."] for n in range(8)}, jpeg())
     (images / "3.jpg").write_bytes(b"no picture")
     source = sources.coco(images, captions)

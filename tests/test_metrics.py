@@ -10,8 +10,8 @@ from pycocoevalcap.cider import cider_scorer
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
-from captioning.scoring import metrics
-from captioning.scoring.ptb import words_for_scoring
+from captioning.metrics import coco as metrics
+from captioning.metrics.ptb import words_for_scoring
 from tests.conftest import coco_references
 
 WORDS = "a the cat dog sits on mat red runs two people with of and near street".split(" ")  # noqa: SIM905
@@ -44,7 +44,7 @@ def assert_values_of_pycocoevalcap(candidates, references):
     ours, theirs = measured(candidates, references), as_theirs(candidates, references)
     totals, each = Bleu(4).compute_score(*theirs, verbose=0)
     expected = {f"BLEU-{n + 1}": (totals[n], each[n]) for n in range(4)}
-    expected |= {"ROUGE-L": Rouge().compute_score(*theirs), "CIDEr-D": Cider().compute_score(*theirs)}
+    expected |= {"ROUGE-L": Rouge().compute_score(*theirs), "CIDEr": Cider().compute_score(*theirs)}
     for name, (total, of_each) in expected.items():
         assert ours[name].value == pytest.approx(total, abs=1e-9), name
         np.testing.assert_allclose(ours[name].each, of_each, rtol=0, atol=1e-9, err_msg=name)
@@ -66,7 +66,7 @@ def test_plain_cider_is_their_cider_without_clipping_and_length_penalty(monkeypa
     with_both = Cider().compute_score(*as_theirs(candidates, references))[0]
     monkeypatch.setattr(cider_scorer, "min", lambda candidate, reference: candidate, raising=False)
     total, each = Cider(sigma=1e30).compute_score(*as_theirs(candidates, references))
-    ours = measured(candidates, references)["CIDEr, plain"]
+    ours = measured(candidates, references)["CIDEr-plain"]
     assert ours.value == pytest.approx(total, abs=1e-9) and total > with_both
     np.testing.assert_allclose(ours.each, each, rtol=0, atol=1e-9)
 
@@ -89,9 +89,9 @@ def test_a_perfect_caption_and_an_empty_one():
     references = [[["a", "red", "cat", "sits"]], [["two", "dogs", "run", "fast"]], [["a", "street"]]]
     perfect = measured([refs[0] for refs in references], references)
     assert perfect["BLEU-1"].value == pytest.approx(1) and perfect["ROUGE-L"].value == pytest.approx(1)
-    assert measured([references[0][0], [], []], references)["CIDEr-D"].each[0] == pytest.approx(10)
+    assert measured([references[0][0], [], []], references)["CIDEr"].each[0] == pytest.approx(10)
     empty = measured([[], [], []], references)
-    assert all(empty[name].value == 0 for name in ("ROUGE-L", "CIDEr-D", "CIDEr, plain", "NIST-5"))
+    assert all(empty[name].value == 0 for name in ("ROUGE-L", "CIDEr", "CIDEr-plain", "NIST-5"))
     assert empty["BLEU-4"].value < 1e-6
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from captioning import config as configuration
 from captioning.config import Config, DecoderConfig, EncoderConfig
-from captioning.data.padded import PaddedCaptions
+from captioning.data.padded_captions import PaddedCaptions
 from captioning.data.vocabulary import END, PAD, START
 from captioning.model.captioner import Captioner
 from captioning.model.encoder import Encoder, load_pretrained
@@ -271,9 +271,9 @@ def test_the_grid_is_the_feature_map_row_by_row(kind):
 def test_a_decoder_that_cannot_be_is_refused():
     cases = (
         ({"encoder": {"grid_size": 7}}, "encoder.grid_size"),
-        ({"decoder": {"kind": "attention", "num_layers": 2}}, "decoder.num_layers"),
-        ({"decoder": {"kind": "transformer"}}, "decoder.embedding_size"),
-        ({"decoder": {"kind": "transformer", "embedding_size": 36, "hidden_size": 36}}, "decoder.num_heads"),
+        ({"decoder": {"name": "attention", "num_layers": 2}}, "decoder.num_layers"),
+        ({"decoder": {"name": "transformer"}}, "decoder.embedding_size"),
+        ({"decoder": {"name": "transformer", "embedding_size": 36, "hidden_size": 36}}, "decoder.num_heads"),
     )
     for sections, message in cases:
         values = {"run": "r", "data": {"train": "t"}, "train": {"epochs": 1}, **sections}

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 
 from captioning.config import Config, DecoderConfig, EncoderConfig, OptimConfig
 from captioning.model.captioner import Captioner
-from captioning.training.average import WeightAverage
-from captioning.training.losses import count_in_top5, token_loss
-from captioning.training.optim import adamw, rate_factor, set_rates
+from captioning.model.losses import count_in_top5, token_loss
+from captioning.training.ema import WeightAverage
+from captioning.training.optim import adamw, lr_multiplier, set_lrs
 
 
 def captioner(**encoder) -> Captioner:
@@ -28,23 +28,25 @@ def captioner(**encoder) -> Captioner:
 )
 def test_the_rate_is_a_function_of_the_step(schedule, after_warm_up):
     config = OptimConfig(warmup_steps=4, schedule=schedule)
-    factors = [rate_factor(step, 24, config) for step in range(24)]
+    factors = [lr_multiplier(step, 24, config) for step in range(24)]
     assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
     assert factors[4:] == pytest.approx([after_warm_up((step - 4) / 20) for step in range(4, 24)], abs=1e-12)
-    assert rate_factor(30, 24, config) == pytest.approx(after_warm_up(1.0), abs=1e-12), "a run made shorter stays there"
+    assert lr_multiplier(30, 24, config) == pytest.approx(after_warm_up(1.0), abs=1e-12), (
+        "a run made shorter stays there"
+    )
 
 
 def test_each_stage_has_its_rate_and_what_is_frozen_has_none():
     model = captioner(trainable="layer3")
-    optimizer = adamw(model, OptimConfig(encoder_learning_rate=1e-4, stage_decay=0.5, weight_decay=0.1))
-    rates = set_rates(optimizer, 0.5)
+    optimizer = adamw(model, OptimConfig(encoder_lr=1e-4, layerwise_lr_decay=0.5, weight_decay=0.1))
+    rates = set_lrs(optimizer, 0.5)
     assert rates == pytest.approx({"encoder-layer4": 5e-5, "encoder-layer3": 2.5e-5, "decoder": 5e-4})
     in_groups = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(in_groups) == sorted(id(p) for p in model.parameters() if p.requires_grad)
     for group in optimizer.param_groups:
         assert all((p.dim() > 1) == (group["weight_decay"] > 0) for p in group["params"])
     model.encoder.train_from("none")
-    assert list(set_rates(optimizer, 1.0)) == ["decoder"]
+    assert list(set_lrs(optimizer, 1.0)) == ["decoder"]
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

@@ -15,10 +15,12 @@ import webdataset
 from PIL import Image
 
 from shards import index as shard_index
-from shards import scenes, sources
+from shards import sources
 from shards.errors import InputError
-from shards.pack import Settings, pack
+from shards.files import sha256_of
+from shards.packing.packer import Settings, pack
 from shards.reader import read_sample
+from shards.sources import scenes
 from tests.conftest import ROOT, module, write_coco
 
 
@@ -44,7 +46,7 @@ def pack_small(drawn, out, workers=1, **options):
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
     """Several shards from a few scenes: a shard is at least a megabyte, so let each sample seem large."""
-    monkeypatch.setattr("shards.plan.TAR_OVERHEAD", 16_000_000)
+    monkeypatch.setattr("shards.packing.plan.TAR_OVERHEAD", 16_000_000)
 
 
 def test_any_number_of_workers_makes_the_same_bytes(drawn, tmp_path):
@@ -87,7 +89,7 @@ def test_the_index_is_wids_and_knows_its_bytes(drawn, tmp_path):
     for entry in document["shardlist"]:
         path = tmp_path / "out" / entry["url"]
         assert entry["filesize"] == path.stat().st_size
-        assert entry["sha256"] == shard_index.sha256_of(path)
+        assert entry["sha256"] == sha256_of(path)
     assert sum(entry["nsamples"] for entry in document["shardlist"]) == len(index) == 60
     shard_index.verify(index)
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-from captioning.scoring.ptb import words_for_scoring
+from captioning.metrics.ptb import words_for_scoring
 from tests.conftest import DATA, coco_references
 
 

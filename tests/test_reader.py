@@ -9,7 +9,7 @@ from shards import index as shard_index
 from shards import storage
 from shards.errors import InputError
 from shards.images import open_rgb
-from shards.reader import Hole, read_sample
+from shards.reader import UnreadableSample, read_sample
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_what_cannot_be_read_is_a_hole_in_its_place(copy):
     storage.close_files()
     cut = [read_sample(index, number) for number in range(len(index))]
     assert cut[:30] == whole[:30]
-    assert all(isinstance(sample, Hole) for sample in cut[30:])
+    assert all(isinstance(sample, UnreadableSample) for sample in cut[30:])
     assert cut[30].key == whole[30].key
     assert cut[30].offset == extents[30].offset
     assert tar.name in str(cut[30]) and "ends after" in str(cut[30])
@@ -93,5 +93,5 @@ def test_a_flipped_bit_is_a_hole_also_where_the_image_still_decodes(copy):
     open_rgb(bytes(data[extent.offset : extent.offset + extent.size]))  # no complaint
     index.shards[0].path.write_bytes(data)
     read = [read_sample(index, number) for number in range(len(index))]
-    assert [number for number, sample in enumerate(read) if isinstance(sample, Hole)] == [5]
+    assert [number for number, sample in enumerate(read) if isinstance(sample, UnreadableSample)] == [5]
     assert (read[5].key, read[5].offset) == (extent.key, extent.offset) and "not those that were packed" in str(read[5])

@@ -7,7 +7,7 @@ import time
 
 import webdataset
 
-from captioning import checkpoint
+from captioning.runs import checkpoint
 from shards import index as shard_index
 from tests.conftest import CPU_PROCESSES, ROOT, coco_mini, module, run_command, train_command
 from tests.test_training import assert_each_image_of_each_epoch_once, kill_all

@@ -15,13 +15,16 @@ from captioning.data import captions as encoded
 from captioning.data.batches import TrainBatches, open_split, train_steps
 from captioning.data.captions import EncodedCaptions
 from captioning.data.transforms import Preprocessing
-from shards import cache, ranges, reader, scenes, storage, streams
 from shards import index as shard_index
-from shards.cache import Cache
+from shards import reader, storage
 from shards.errors import InputError
 from shards.index import Index
-from shards.reader import Hole, read_samples
-from shards.urls import Url, neighbour, place_of
+from shards.reader import UnreadableSample, read_samples
+from shards.sources import scenes
+from shards.storage import cache, streams
+from shards.storage import http_ranges as ranges
+from shards.storage.cache import Cache
+from shards.storage.urls import Url, place_of, sibling
 from tests.conftest import module, run_command, settings, train_command
 from tests.servers import misbehaving, nginx
 from tests.test_pack import pack_small
@@ -111,7 +114,7 @@ def test_lasting_faults_are_holes_with_shard_offset_and_key(scene_shards, monkey
     with misbehaving(scene_shards, fault, always=True) as url:
         read = list(read_samples(shard_index.load(f"{url}/train.json"), [3, 30]))
     if fault == "flips":
-        assert isinstance(read[0], Hole) and "not those that were packed" in read[0].reason
+        assert isinstance(read[0], UnreadableSample) and "not those that were packed" in read[0].reason
         return  # both came in one request, of which the first byte is wrong
     assert [(h.shard, h.offset, h.key) for h in read] == [
         ("train-000000.tar", extents[n].offset, extents[n].key) for n in (3, 30)
@@ -214,10 +217,10 @@ def test_a_command_that_hangs_is_ended(monkeypatch):
     ],
 )
 def test_neighbours_of_a_url(text, tar, shown):
-    place = neighbour(place_of(text), "train-0.tar")
+    place = sibling(place_of(text), "train-0.tar")
     assert isinstance(place, Url) and place.text == tar and str(place) == (shown or tar)
     assert place.with_suffix(".idx").text == tar.replace("train-0.tar", "train-0.idx")
-    assert neighbour(place_of(text), "https://other/x.tar") == place_of("https://other/x.tar")
+    assert sibling(place_of(text), "https://other/x.tar") == place_of("https://other/x.tar")
 
 
 def test_local_places():
@@ -239,7 +242,7 @@ def test_spaces_and_other_letters_in_urls(scene_shards, tmp_path):
     with misbehaving(tmp_path, "none") as url:
         index = shard_index.load(f"{url}/é b/train.json")
         shard_index.verify(index)
-        assert not any(isinstance(read, Hole) for read in read_samples(index, range(len(index))))
+        assert not any(isinstance(read, UnreadableSample) for read in read_samples(index, range(len(index))))
         assert len(shard_index.load(f"{url}/%C3%A9%20b/train.json")) == len(index)
 
 
@@ -253,7 +256,7 @@ def test_verify_tells_every_shard_that_cannot_be_read(scene_shards):
 def test_two_processes_train_from_a_url(server, scene_shards, empty_config, tmp_path):
     overrides = [
         item.replace(str(scene_shards), f"{server.url}/split")
-        for item in settings(scene_shards, tmp_path / "run", train__epochs=1, data__workers=1)
+        for item in settings(scene_shards, tmp_path / "run", train__epochs=1, data__num_workers=1)
     ]
     assert any("http://" in item for item in overrides)
     done = run_command(train_command(2, overrides, empty_config))
@@ -264,7 +267,7 @@ def test_two_processes_train_from_a_url(server, scene_shards, empty_config, tmp_
 def test_many_shards_through_a_cache_of_two(tmp_path, monkeypatch):
     """The bound holds also where a step reads more shards than fit."""
     monkeypatch.setattr(
-        "shards.plan.TAR_OVERHEAD", 80_000_000
+        "shards.packing.plan.TAR_OVERHEAD", 80_000_000
     )  # a shard is at least a megabyte: let samples seem large
     index = pack_small(scenes.write(tmp_path / "drawn", "train", 12, seed=1), tmp_path / "out")
     assert len(index.shards) > 3

@@ -12,17 +12,18 @@ import torch
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from captioning import profile
 from captioning.config import from_dict
-from captioning.predict import Predictor
+from captioning.evaluation.results import Reference, ScoredCaptions
+from captioning.evaluation.scores import evaluate
+from captioning.inference import cost_profile as profile
+from captioning.inference.predictor import Predictor
 from captioning.report import page
 from captioning.report.charts import chart
-from captioning.report.classes import class_section
+from captioning.report.class_tables import class_section
 from captioning.report.facts import Facts, curves_of, read_run, validations_of
-from captioning.scoring.results import Captioned, Reference
-from captioning.scoring.scores import evaluate
 from shards import index as shard_index
 from shards.errors import InputError
+from shards.files import sha256_of
 from shards.reader import read_sample
 from tests.conftest import module, run_command, untrained_run
 
@@ -67,12 +68,12 @@ def run(tmp_path_factory, scene_shards):
     results = [{"image_id": t.image_id, "caption": c.text} for t, c in zip(val.texts(), said, strict=True)]
     (run / "captions-val-step-1.json").write_text(json.dumps(results))
     (run / "captions-val-step-1-of-mine.json").write_text("not to be read")
-    (run / "scores.jsonl").write_text('{"step": 1, "BLEU-4": 0.1, "CIDEr-D": 0.5}\n{"step": 2, "BLE')
+    (run / "scores.jsonl").write_text('{"step": 1, "BLEU-4": 0.1, "CIDEr": 0.5}\n{"step": 2, "BLE')
     (run / "status").write_text("finished\nstep 1 of 1\n")
     board = SummaryWriter(str(run / "tensorboard"))
     for step in range(1, 9):
         board.add_scalar("train/loss", 3 / step, step)
-        board.add_scalar("rate/decoder", 1e-3, step)
+        board.add_scalar("train/lr/decoder", 1e-3, step)
         board.add_scalar("train/top5_accuracy", 0.5, step)
     board.close()
     return run
@@ -96,7 +97,7 @@ def test_a_page_says_what_the_files_say(run, facts):
         assert f"<td>{name}</td>" in text and f"{value:.4f}</td>" in text
     for name in ("encoder.name", "decoder.hidden_size"):
         assert text.count(f"<code>{name}</code>") == 2, "among the differences, and among all settings"
-    assert text.count("<code>optim.clip_norm</code>") == 1, "as by default"
+    assert text.count("<code>optim.max_grad_norm</code>") == 1, "as by default"
     assert len(facts.best) == len(facts.typical) == len(facts.worst) == 2
     scores = [example.score for example in facts.examples]
     assert scores == sorted(scores, reverse=True) or facts.worst[0].score <= facts.worst[1].score
@@ -106,7 +107,7 @@ def test_a_page_says_what_the_files_say(run, facts):
     assert text.count('class="looks"') == sum(bool(example.caption.words) for example in facts.examples)
     assert "<strong>Top-5 accuracy</strong>" in text and " of “" not in text
     other = replace(facts, best=[replace(facts.best[0], scored="Other & words.")])
-    assert f"CIDEr-D {facts.best[0].score:.2f} of “Other &amp; words.”" in page.html(other, None)
+    assert f"CIDEr {facts.best[0].score:.2f} of “Other &amp; words.”" in page.html(other, None)
     assert "44 images" in text and "10 images" in text, "the model card knows the data"
 
 
@@ -127,7 +128,7 @@ def test_curves_are_those_that_tensorboard_shows(run, tmp_path):
         (6, 16),
         (7, 17),
     ]
-    assert validations_of(run) == [{"step": 1, "BLEU-4": 0.1, "CIDEr-D": 0.5}], "half a line is no line"
+    assert validations_of(run) == [{"step": 1, "BLEU-4": 0.1, "CIDEr": 0.5}], "half a line is no line"
     assert curves_of(tmp_path / "nowhere") == {}
 
 
@@ -138,7 +139,7 @@ def test_a_run_whose_data_are_gone_still_gets_a_page(run, scene_shards, tmp_path
     manifest = config.with_name("manifest.json")
     document = json.loads(manifest.read_text())
     config.write_text(config.read_text().replace(str(scene_shards), str(tmp_path / "gone")))
-    document["config.yaml"] = {"size": config.stat().st_size, "sha256": shard_index.sha256_of(config)}
+    document["config.yaml"] = {"size": config.stat().st_size, "sha256": sha256_of(config)}
     manifest.write_text(json.dumps(document))
     found = read_run(moved, device="cpu")
     text = page.html(found, None)
@@ -153,7 +154,7 @@ def labelled(facts, count, per_class=3) -> Facts:
     """The facts of images of ``count`` classes, whose captions name the class, but for the last of each, one off."""
     names = [f"kind_{number}" for number in range(count)]
     rows = [(k, k if i < per_class - 1 else (k + 1) % count) for k in range(count) for i in range(per_class)]
-    captioned = Captioned(
+    captioned = ScoredCaptions(
         tuple(range(len(rows))),
         tuple(f"A photo of a kind {said}." for _, said in rows),
         tuple(Reference((f"A photo of a kind {k}.",), names[k]) for k, _ in rows),
@@ -167,7 +168,7 @@ def test_classes(facts):
     Checked(text)
     cells = [int(n) for n in re.findall(r'<td style="[^"]*" title="[^"]*">(\d*)</td>', text) if n]
     assert sum(cells) == 12 and cells.count(2) == 4 and cells.count(1) == 4
-    assert "class accuracy" in text and "0.6667" in text and "Every class" in text
+    assert "class_accuracy" in text and "0.6667" in text and "Every class" in text
     many = class_section(labelled(facts, 40))
     Checked(many)
     assert "Most frequent confusions" in many and "Best 10 classes" in many and "Worst 10" in many

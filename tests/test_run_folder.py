@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from captioning import run_folder
+from captioning.runs import run_folder
 from shards.errors import InputError
 from tests.conftest import module, run_command, settings
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from shards import scenes
+from shards.sources import scenes
 
 
 def test_a_scene_is_a_function_of_its_number():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from captioning.data.padded import PaddedCaptions
+from captioning.data.padded_captions import PaddedCaptions
 from captioning.data.vocabulary import END, PAD, START, UNK
 from captioning.model.search import Hypothesis, SearchOptions, search
 from tests.test_model import KINDS, tiny

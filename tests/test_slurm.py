@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from captioning import checkpoint
+from captioning.runs import checkpoint
 from tests.conftest import module, run_command, settings
 from tests.slurm_cluster import Cluster, missing
 from tests.test_training import assert_each_image_of_each_epoch_once, status

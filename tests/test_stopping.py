@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from captioning import checkpoint, run_folder
+from captioning.runs import checkpoint, run_folder
 from tests.conftest import CPU_PROCESSES, ROOT, module, run_command, settings, train_command
 from tests.test_training import (
     assert_each_image_of_each_epoch_once,
@@ -89,7 +89,7 @@ def test_stopped_while_it_starts(scene_shards, tmp_path, empty_config):
 def test_loader_workers_leave_signals_to_their_rank(scene_shards, tmp_path, empty_config):
     """Every process of the job is told, over and over, from the moment the first worker is forked."""
     run = tmp_path / "run"
-    overrides = settings(scene_shards, run, train__total_steps=2000, data__workers=3)
+    overrides = settings(scene_shards, run, train__total_steps=2000, data__num_workers=3)
     process = started(train_command(1, overrides, empty_config), tmp_path / "log")
     wait_for(lambda: run_folder.status(run)[0] == "running" and psutil.Process(process.pid).children(), process)
     while process.poll() is None:
@@ -180,7 +180,7 @@ TOLD = [
 def test_any_signal_to_anybody_at_any_moment(scene_shards, tmp_path, empty_config):
     """One run, stopped ten times on its way; in the end as if nothing had been."""
     run, last = tmp_path / "run", 0
-    overrides = settings(scene_shards, run, train__epochs=50, data__workers=1)
+    overrides = settings(scene_shards, run, train__epochs=50, data__num_workers=1)
     command = train_command(2, overrides, empty_config)
     for to, signals, moment in TOLD:
         process = started(command, tmp_path / "log", PET_SIGNALS_TO_HANDLE="SIGTERM,SIGINT,SIGHUP,SIGUSR1")

@@ -5,20 +5,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from captioning import checkpoint
 from captioning import config as configuration
-from captioning.checkpoint import Checkpoint, RunState
 from captioning.config import Config
 from captioning.data import captions as encoded
 from captioning.data.batches import TrainBatches
 from captioning.data.captions import EncodedCaptions
 from captioning.data.transforms import preprocessing_of
 from captioning.data.vocabulary import Vocabulary
+from captioning.distributed.ranks import init_distributed
 from captioning.model.captioner import Captioner
 from captioning.model.encoder import Encoder
 from captioning.model.search import options_of, search
-from captioning.ranks import join
-from captioning.training.step import Stepper
+from captioning.runs import checkpoint
+from captioning.runs.checkpoint import Checkpoint, RunState
+from captioning.training.train_step import TrainStep
 from shards import index as shard_index
 from tests.conftest import ROOT, settings
 
@@ -39,15 +39,15 @@ def test_a_config_says_its_command(name):
 
 def train_batches(config: Config, shards: Path, folder: Path) -> tuple[TrainBatches, Vocabulary]:
     index = shard_index.load(shards / "train.json")
-    vocabulary = encoded.encode(index, folder, config.data.vocabulary_threshold, config.data.max_words)
+    vocabulary = encoded.encode(index, folder, config.data.min_word_freq, config.data.max_words)
     sizes = (config.train.global_batch_size, config.train.micro_batch_size, config.data.captions_per_image)
     return TrainBatches(index, EncodedCaptions(folder), preprocessing_of(config), 0, *sizes, 0, 1), vocabulary
 
 
-def stepper_of(config: Config, vocabulary: Vocabulary) -> Stepper:
+def stepper_of(config: Config, vocabulary: Vocabulary) -> TrainStep:
     torch.manual_seed(0)
-    accelerator, ranks = join(config.precision)
-    return Stepper(Captioner(config, len(vocabulary)), config, accelerator, ranks, total_steps=100)
+    accelerator, ranks = init_distributed(config.precision)
+    return TrainStep(Captioner(config, len(vocabulary)), config, accelerator, ranks, total_steps=100)
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -60,7 +60,7 @@ def test_a_system_learns_and_captions(name, scene_shards, tmp_path):
         "encoder.freeze_batch_norm=false",  # without pretrained statistics the features would grow from stage to stage
         "data.resize_size=64",
         "data.image_size=64",
-        "data.vocabulary_threshold=1",
+        "data.min_word_freq=1",
         "data.max_words=8",
         "train.global_batch_size=2",
         "train.micro_batch_size=2",
@@ -68,10 +68,10 @@ def test_a_system_learns_and_captions(name, scene_shards, tmp_path):
         "evaluate.min_words=1",
     )
     batches, vocabulary = train_batches(config, scene_shards, tmp_path)
-    batch, stepper = batches[0, 0], stepper_of(config, vocabulary)
-    losses = [float(stepper.step(step, [batch], float(batch.targets)).loss) for step in range(3)]
+    batch, train_step = batches[0, 0], stepper_of(config, vocabulary)
+    losses = [float(train_step.step(step, [batch], float(batch.targets)).loss) for step in range(3)]
     assert losses[-1] < losses[0]
-    model = stepper.captioner.eval()
+    model = train_step.captioner.eval()
     found = search([model], batch.images, options_of(config.evaluate), config.data.max_words)
     assert [len(of_image) for of_image in found] == [config.evaluate.beam_size] * 2
     assert all(vocabulary.decode(hypothesis.ids) for of_image in found for hypothesis in of_image)
@@ -83,15 +83,17 @@ def test_any_cut_of_the_batch_updates_alike(kind, scene_shards, tmp_path, empty_
     sizes = {"attention": {}, "transformer": {"decoder__num_heads": 4}}[kind]
     updated = []
     for micro in (8, 3):
-        changes = {"decoder__kind": kind, "train__micro_batch_size": micro, "train__total_steps": 9, **sizes}
+        changes = {"decoder__name": kind, "train__micro_batch_size": micro, "train__total_steps": 9, **sizes}
         config = configuration.load(empty_config, settings(scene_shards, tmp_path, **changes))
         batches, vocabulary = train_batches(config, scene_shards, tmp_path / "encoded")
         parts = [batches[0, number] for number in range(batches.micro_batches(0))]
-        stepper = stepper_of(config, vocabulary)
-        stepper.optimizer.step = lambda: None  # the gradient is compared: Adam's first step shows little but its signs
-        stepper.optimizer.zero_grad = lambda: None
-        loss = stepper.step(0, parts, float(sum(part.targets for part in parts))).loss
-        gradients = {name: p.grad for name, p in stepper.captioner.decoder.named_parameters()}
+        train_step = stepper_of(config, vocabulary)
+        train_step.optimizer.step = lambda: (
+            None
+        )  # the gradient is compared: Adam's first step shows little but its signs
+        train_step.optimizer.zero_grad = lambda: None
+        loss = train_step.step(0, parts, float(sum(part.targets for part in parts))).loss
+        gradients = {name: p.grad for name, p in train_step.captioner.decoder.named_parameters()}
         updated.append((loss, gradients))
     (loss, gradients), (cut_loss, cut_gradients) = updated
     torch.testing.assert_close(loss, cut_loss)
@@ -102,14 +104,14 @@ def test_any_cut_of_the_batch_updates_alike(kind, scene_shards, tmp_path, empty_
 @pytest.mark.parametrize("kind", ["attention", "transformer"])
 def test_a_continued_run_is_the_uninterrupted_one(kind, scene_shards, tmp_path, empty_config):
     """Bit for bit, with dropout, from what a checkpoint holds."""
-    changes = {"decoder__kind": kind, "decoder__dropout": 0.3, "decoder__num_heads": 4, "train__total_steps": 9}
+    changes = {"decoder__name": kind, "decoder__dropout": 0.3, "decoder__num_heads": 4, "train__total_steps": 9}
     config = configuration.load(empty_config, settings(scene_shards, tmp_path, **changes))
     batches, vocabulary = train_batches(config, scene_shards, tmp_path / "encoded")
 
-    def train(stepper: Stepper, first: int, last: int) -> None:
+    def train(train_step: TrainStep, first: int, last: int) -> None:
         for step in range(first, last):
             parts = [batches[step, number] for number in range(batches.micro_batches(step))]
-            stepper.step(step, parts, float(sum(part.targets for part in parts)))
+            train_step.step(step, parts, float(sum(part.targets for part in parts)))
 
     whole, first, second = (stepper_of(config, vocabulary) for _ in range(3))
     train(whole, 0, 4)

@@ -12,7 +12,6 @@ import psutil
 import pytest
 import torch
 
-from captioning import checkpoint
 from captioning import config as configuration
 from captioning.data import captions as encoded
 from captioning.data.batches import choose_captions
@@ -20,7 +19,8 @@ from captioning.data.captions import EncodedCaptions
 from captioning.data.transforms import preprocessing_of
 from captioning.data.vocabulary import END, START
 from captioning.model.captioner import Captioner
-from captioning.training.loop import add_in_one_order
+from captioning.runs import checkpoint
+from captioning.training.trainer import enable_determinism
 from shards import index as shard_index
 from shards.hashing import key_of
 from shards.order import EpochOrder, step_range
@@ -64,7 +64,7 @@ def reference(overrides: list[str], config: Path, folder: Path, steps: int) -> d
     """The same training written plainly: one process, no Accelerate, no micro-batches, the loss caption by caption."""
     c = configuration.load(config, overrides)
     index = shard_index.load(c.data.train)
-    vocabulary = encoded.encode(index, folder, c.data.vocabulary_threshold, c.data.max_words)
+    vocabulary = encoded.encode(index, folder, c.data.min_word_freq, c.data.max_words)
     captions, preprocessing = EncodedCaptions(folder), preprocessing_of(c)
     torch.manual_seed(key_of("model", c.seed) >> 1)
     model = Captioner(c, len(vocabulary)).train()
@@ -72,8 +72,8 @@ def reference(overrides: list[str], config: Path, folder: Path, steps: int) -> d
     rest = [*model.projection.parameters(), *model.decoder.parameters()]
     optimizer = torch.optim.AdamW(
         [
-            {"params": backbone, "lr": c.optim.encoder_learning_rate},
-            {"params": rest, "lr": c.optim.decoder_learning_rate},
+            {"params": backbone, "lr": c.optim.encoder_lr},
+            {"params": rest, "lr": c.optim.decoder_lr},
         ],
         weight_decay=0.0,
     )
@@ -93,7 +93,7 @@ def reference(overrides: list[str], config: Path, folder: Path, steps: int) -> d
                     previous, tokens = word, tokens + 1
         optimizer.zero_grad()
         (total / tokens).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), c.optim.clip_norm)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), c.optim.max_grad_norm)
         optimizer.step()
     return model.state_dict()
 
@@ -174,7 +174,7 @@ def test_bit_identical_with_dropout_batch_statistics_and_three_processes(scene_s
         "decoder__dropout": 0.3,
         "encoder__freeze_batch_norm": "false",
         "train__total_steps": 9,
-        "data__workers": 1,
+        "data__num_workers": 1,
     }
     whole, run = tmp_path / "whole", tmp_path / "run"
     trained(3, settings(scene_shards, whole, **changes), empty_config)
@@ -219,9 +219,9 @@ def test_one_process_stops_with_a_status_scripts_can_use(scene_shards, tmp_path,
 def test_rates_changed_on_resume_are_used_and_told(scene_shards, tmp_path, empty_config):
     run = tmp_path / "run"
     trained(1, settings(scene_shards, run, train__total_steps=2), empty_config)
-    changes = {"optim__decoder_learning_rate": 5e-5, "optim__weight_decay": 0.125}
+    changes = {"optim__decoder_lr": 5e-5, "optim__weight_decay": 0.125}
     done = trained(1, settings(scene_shards, run, train__total_steps=4, **changes), empty_config)
-    assert "optim.decoder_learning_rate: 0.001 -> 5e-05" in done.stderr
+    assert "optim.decoder_lr: 0.001 -> 5e-05" in done.stderr
     groups = checkpoint.find(run, "latest", pytest.fail).optimizer()["optimizer"]["param_groups"]
     assert {(g["name"], g["lr"]) for g in groups} == {("encoder", 1e-4), ("decoder", 5e-5)}
     assert {g["weight_decay"] for g in groups} == {0.125, 0.0}
@@ -247,12 +247,12 @@ def test_validation_scores_the_best_checkpoint_and_the_events(scene_shards, tmp_
     scores = [json.loads(line) for line in (run / "scores.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in scores] == [3, 6]
     state = checkpoint.find(run, "latest", pytest.fail).state
-    assert state.best_score == max(entry["CIDEr-D"] for entry in scores)
+    assert state.best_score == max(entry["CIDEr"] for entry in scores)
     results = json.loads((run / "captions-val-step-6.json").read_text())
     assert sorted(entry["image_id"] for entry in results) == list(range(10))
     events = EventAccumulator(str(run / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
-    assert [event.step for event in events.Scalars("val/CIDEr-D")] == [3, 6]
+    assert [event.step for event in events.Scalars("val/CIDEr")] == [3, 6]
     evaluated = {}
     for processes in (1, 2):
         path = tmp_path / f"scores-{processes}.json"
@@ -267,7 +267,7 @@ def test_validation_scores_the_best_checkpoint_and_the_events(scene_shards, tmp_
 def test_deterministic_asks_for_kernels_that_add_in_one_order(monkeypatch):
     """Which changes nothing on a CPU: what can be seen here is that it is asked for."""
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    add_in_one_order()
+    enable_determinism()
     try:
         assert torch.are_deterministic_algorithms_enabled() and torch.is_deterministic_algorithms_warn_only_enabled()
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
@@ -301,10 +301,10 @@ def test_holes_are_counted_and_above_the_budget_stop_the_run(scene_shards, tmp_p
     assert (
         extent.key in stopped.stderr
         and "train-000000.tar at byte" in stopped.stderr
-        and "hole_budget" in stopped.stderr
+        and "max_unreadable_fraction" in stopped.stderr
     )
     assert status(run)[0] == "failed"
-    trained(2, [*overrides, "data.hole_budget=0.1"], empty_config)
+    trained(2, [*overrides, "data.max_unreadable_fraction=0.1"], empty_config)
     assert [entry for entry in ledger(run) if entry[3] == 0] == [
         entry for entry in ledger(run) if entry[2] == extent.key
     ], "the hole is in its place with weight 0"

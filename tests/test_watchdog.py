@@ -2,8 +2,8 @@
 
 import time
 
-from captioning.ranks import Ranks
-from captioning.training.watchdog import Watchdog
+from captioning.distributed.ranks import Ranks
+from captioning.distributed.watchdog import Watchdog
 
 
 def test_the_rank_behind_the_others_is_named_by_the_lowest(tmp_path, capfd):

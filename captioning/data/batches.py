@@ -17,17 +17,17 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from captioning.config import Config
 from captioning.data.captions import EncodedCaptions
-from captioning.data.padded import PaddedCaptions
+from captioning.data.padded_captions import PaddedCaptions
 from captioning.data.transforms import Preprocessing
 from captioning.data.vocabulary import END, PAD
 from shards import index as shard_index
 from shards import storage
-from shards.cache import Cache, default_folder
 from shards.errors import InputError
 from shards.images import UnreadableImageError
 from shards.index import Index
 from shards.order import EpochOrder, micro_batches, rank_part, step_range
-from shards.reader import Hole, Sample, hole_of, read_samples
+from shards.reader import Sample, UnreadableSample, read_samples, unreadable_of
+from shards.storage.cache import Cache, default_folder
 
 
 def open_split(path: str, config: Config) -> Index:
@@ -56,7 +56,7 @@ def cache_of(config: Config) -> Cache:
 
 @dataclass(frozen=True)
 class CaptionBatch:
-    """One micro-batch: B images, each once, and their N captions. Holes are listed, and in no tensor.
+    """One micro-batch: B images, each once, and their N captions. Unreadable samples are listed, and in no tensor.
 
     Shapes: ``images`` uint8 [B, 3, S, S]; of ``captions``, see there.
     """
@@ -66,7 +66,7 @@ class CaptionBatch:
     images: Tensor
     captions: PaddedCaptions
     keys: tuple[str, ...]  # of the B images
-    holes: tuple[Hole, ...]
+    holes: tuple[UnreadableSample, ...]
 
     def to(self, device: torch.device) -> "CaptionBatch":
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
@@ -84,7 +84,7 @@ class CaptionBatch:
     @property
     def targets(self) -> int:
         """Target tokens, what the loss is divided by."""
-        return len(self.captions.places)
+        return len(self.captions.target_index)
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class TrainBatches(Dataset):
         captions, keys, holes = [], [], []
         for sample, read in zip(samples, read_samples(self.index, samples), strict=True):
             image = _decoded(read, partial(self.preprocessing.for_training, seed=self.seed, epoch=epoch, sample=sample))
-            if isinstance(image, Hole):
+            if isinstance(image, UnreadableSample):
                 holes.append(image)
                 continue
             pixels.add(image)
@@ -143,14 +143,14 @@ def _order_of(size: int, fingerprint: str, seed: int, epoch: int, global_batch_s
     return EpochOrder(size, fingerprint, seed, epoch, global_batch_size)
 
 
-def _decoded(read: Sample | Hole, preprocess: Callable[[bytes], Tensor]) -> Tensor | Hole:
+def _decoded(read: Sample | UnreadableSample, preprocess: Callable[[bytes], Tensor]) -> Tensor | UnreadableSample:
     """A sample's preprocessed image; a hole when its bytes could not be read, or cannot be decoded."""
-    if isinstance(read, Hole):
+    if isinstance(read, UnreadableSample):
         return read
     try:
         return preprocess(read.image_bytes)
     except UnreadableImageError as error:
-        return hole_of(read, str(error))
+        return unreadable_of(read, str(error))
 
 
 def choose_captions(captions: list[np.ndarray], count: int, epoch: int) -> list[np.ndarray]:
@@ -220,7 +220,7 @@ def train_steps(batches: TrainBatches, first: int, last: int, workers: int, pin:
         yield [next(loader).owned() if copied else next(loader) for _ in range(count)]
 
 
-def words_of(error: InputError) -> str:
+def error_message(error: InputError) -> str:
     """What an error says, without the traceback that DataLoader puts before the words of its workers."""
     return str(error).rpartition(f"{InputError.__name__}: ")[2].strip()
 
@@ -231,7 +231,7 @@ class ImageBatch:
 
     images: Tensor
     samples: tuple[int, ...]
-    holes: tuple[Hole, ...]
+    holes: tuple[UnreadableSample, ...]
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,7 @@ class EvaluationBatches(Dataset):
         samples, holes = [], []
         for sample, read in zip(range(*part), read_samples(self.index, range(*part)), strict=True):
             image = _decoded(read, self.preprocessing.for_evaluation)
-            if isinstance(image, Hole):
+            if isinstance(image, UnreadableSample):
                 holes.append(image)
             else:
                 pixels.add(image)

@@ -17,7 +17,8 @@ import numpy as np
 
 from captioning.data import vocabulary as vocab
 from captioning.data.vocabulary import Vocabulary
-from shards.index import Index, read_texts, write_atomically
+from shards.files import write_atomically
+from shards.index import Index, read_texts
 
 _ARRAYS = ("ids", "caption_starts", "sample_starts")
 

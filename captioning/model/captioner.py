@@ -5,11 +5,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captioning.config import Config
-from captioning.data.padded import PaddedCaptions
-from captioning.model.attention import AttentionDecoder
-from captioning.model.decoder import LstmDecoder
+from captioning.data.padded_captions import PaddedCaptions
+from captioning.model.decoders.attention import AttentionDecoder
+from captioning.model.decoders.lstm import LstmDecoder
+from captioning.model.decoders.transformer import TransformerDecoder
 from captioning.model.encoder import Encoder, eval_batch_norm
-from captioning.model.transformer import TransformerDecoder
 
 
 class Captioner(nn.Module):
@@ -26,7 +26,7 @@ class Captioner(nn.Module):
         self.projection: nn.Module = nn.Identity()
         size = self.encoder.feature_size
         self.decoder: LstmDecoder | AttentionDecoder | TransformerDecoder
-        match config.decoder.kind:
+        match config.decoder.name:
             case "lstm":
                 width = config.decoder.embedding_size
                 norm = nn.BatchNorm1d(width) if config.encoder.projection_batch_norm else nn.Identity()

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from captioning.config import EvaluateConfig
 from captioning.data.vocabulary import END, PAD, START, UNK
+from captioning.model.beam_step import banned_repeats, best_of_beams, sampled
 from captioning.model.captioner import Captioner
-from captioning.model.choice import banned_repeats, best_of_beams, sampled
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def search(
         total = chosen.total
         rows = (torch.arange(shape[0], device=device).unsqueeze(1) * shape[1] + chosen.parents).flatten()
         words = chosen.words.flatten()
-        scorer.follow(rows, words)
+        scorer.reorder(rows, words)
     return _read_back([step.to_cpu() for step in trace], options)
 
 
@@ -144,7 +144,7 @@ class _Scorer:
         weights = self.states[0].weights
         return None if weights is None else weights.unflatten(0, shape)
 
-    def follow(self, rows: Tensor, words: Tensor) -> None:
+    def reorder(self, rows: Tensor, words: Tensor) -> None:
         """Go on from ``rows`` [R], each followed by its word of ``words`` [R]."""
         self.states = [state.select(rows) for state in self.states]
         self.history = torch.cat([self.history[rows], words.unsqueeze(1)], dim=1)
@@ -176,11 +176,11 @@ def _read_back(trace: list[_Step], options: SearchOptions) -> list[list[Hypothes
                     rank = -log_probability / (t + 1) ** options.length_penalty
                     ends[beam // size].append((rank, t, beam, log_probability))
         kept = sorted(end for group in ends for end in sorted(group)[:size])
-        found.append([_walked(trace, image, t, beam, total) for _, t, beam, total in kept])
+        found.append([_backtrack(trace, image, t, beam, total) for _, t, beam, total in kept])
     return found
 
 
-def _walked(trace: list[_Step], image: int, t: int, beam: int, log_probability: float) -> Hypothesis:
+def _backtrack(trace: list[_Step], image: int, t: int, beam: int, log_probability: float) -> Hypothesis:
     """The caption that ended at step ``t`` in ``beam``, followed back to its start."""
     ids, looks = [], []
     for step in reversed(trace[:t]):

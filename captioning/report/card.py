@@ -6,8 +6,8 @@ After Mitchell et al., "Model Cards for Model Reporting" (https://arxiv.org/abs/
 from collections import Counter
 
 from captioning.data.vocabulary import SPECIAL, tokenize
+from captioning.evaluation.scores import SHUFFLED
 from captioning.report.facts import Facts
-from captioning.scoring.scores import WRONG_IMAGES
 
 
 def card(facts: Facts) -> dict[str, list[str]]:
@@ -42,7 +42,7 @@ def _model(facts: Facts) -> list[str]:
         f"beam search over {config.evaluate.beam_size} captions" if config.evaluate.beam_size > 1 else "greedy search"
     )
     return [
-        f"{config.encoder.name} ({weights}, {trained}) and {kinds[config.decoder.kind]}; "
+        f"{config.encoder.name} ({weights}, {trained}) and {kinds[config.decoder.name]}; "
         f"{words - len(SPECIAL):,} words.",
         f"Trained for {facts.predictor.step:,} optimizer steps of {config.train.global_batch_size} images, seed "
         f"{config.seed}. Captions by {search}.",
@@ -65,7 +65,7 @@ def _data(facts: Facts) -> list[str]:
         skipped = len(index.document.get("skipped", []))
         if skipped:
             said.append(f"{skipped:,} unreadable images were skipped when the {name} split was packed.")
-    least = facts.predictor.config.data.vocabulary_threshold
+    least = facts.predictor.config.data.min_word_freq
     often = f", words seen at least {least} times" if least > 1 else ""
     said.append(f"The vocabulary comes from the training captions alone{often}.")
     return said
@@ -92,10 +92,10 @@ def _limits(facts: Facts) -> list[str]:
             f"different words; people used {len(words):,}."
         )
         scores = facts.evaluation.scores
-        if scores.get(WRONG_IMAGES):
+        if scores.get(SHUFFLED):
             said.append(
-                f"The same captions beside the wrong images score {scores[WRONG_IMAGES]:.2f} CIDEr-D, beside the right "
-                f"ones {scores['CIDEr-D']:.2f}: the difference is what it owes to looking."
+                f"The same captions beside the wrong images score {scores[SHUFFLED]:.2f} CIDEr, beside the right "
+                f"ones {scores['CIDEr']:.2f}: the difference is what it owes to looking."
             )
     said += [
         f"It sees the central square of an image at {data.image_size} x {data.image_size} pixels: what lies at the "

@@ -9,16 +9,16 @@ from typing import Any
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
-from captioning import run_folder
-from captioning.predict import Caption, Predictor, opened
-from captioning.scoring.results import beside, read_results, references_of
-from captioning.scoring.scores import Evaluation, evaluate
+from captioning.evaluation.results import match_references, read_results, references_of
+from captioning.evaluation.scores import Evaluation, evaluate
+from captioning.inference.predictor import Caption, Predictor, opened
+from captioning.runs import run_folder
 from shards import index as shard_index
 from shards.errors import InputError
 from shards.index import Index
-from shards.reader import Hole, Sample, read_sample
+from shards.reader import Sample, UnreadableSample, read_sample
 
-SELECTION = "CIDEr-D"  # what images are ranked by
+SELECTION = "CIDEr"  # what images are ranked by
 _CAPTIONS = re.compile(r"captions-val-step-(\d+)\.json")
 
 
@@ -31,7 +31,7 @@ class Example:
     caption: Caption
     references: tuple[str, ...]
     scored: str  # the caption that was scored, which training may have written in another precision
-    score: float  # CIDEr-D of it alone
+    score: float  # CIDEr of it alone
     label: str | None
 
 
@@ -123,7 +123,7 @@ def _evaluation(run: Path, step: int, val: Index | None, notes: list[str]) -> tu
     chosen = step if step in captioned else max(captioned)
     try:
         results = read_results(captioned[chosen])
-        return evaluate(beside(results, references_of(val), captioned[chosen])), chosen
+        return evaluate(match_references(results, references_of(val), captioned[chosen])), chosen
     except InputError as error:
         notes.append(f"Scores left out: {error}")
         return None, None
@@ -148,7 +148,7 @@ def _examples(
     images: list[tuple[int, Any]] = []
     for row in rows:
         sample = _sample(val, samples[captioned.image_ids[row]])
-        if isinstance(sample, Hole | InputError):
+        if isinstance(sample, UnreadableSample | InputError):
             notes.append(f"An image is not shown: {sample}")
         else:
             images.append((row, sample.image_bytes))
@@ -164,7 +164,7 @@ def _examples(
     return found
 
 
-def _sample(index: Index, number: int) -> Sample | Hole | InputError:
+def _sample(index: Index, number: int) -> Sample | UnreadableSample | InputError:
     try:
         return read_sample(index, number)
     except InputError as error:  # its shard is gone

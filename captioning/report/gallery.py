@@ -6,9 +6,9 @@ from pathlib import Path
 from PIL import Image
 
 from captioning.data.transforms import Preprocessing
-from captioning.predict import Caption
+from captioning.inference.predictor import Caption
 from captioning.report.markup import escape, looks, page, smaller
-from shards.index import write_atomically
+from shards.files import write_atomically
 
 _THUMBNAIL = 480  # longest side in pixels
 

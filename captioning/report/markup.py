@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from PIL import Image
 
-from captioning.predict import Caption
+from captioning.inference.predictor import Caption
 from captioning.report.pictures import GREY, shade
 
 escape = html.escape

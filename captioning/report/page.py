@@ -4,17 +4,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from captioning.config import Config, flat
-from captioning.profile import Profile
+from captioning.evaluation.scores import SHUFFLED
+from captioning.inference.cost_profile import Profile
+from captioning.metrics.intervals import LEVEL, RESAMPLES
+from captioning.metrics.ptb import TOKENIZER
 from captioning.report import pictures
 from captioning.report.card import card
 from captioning.report.charts import chart
-from captioning.report.classes import class_section
+from captioning.report.class_tables import class_section
 from captioning.report.facts import Example, Facts
 from captioning.report.markup import data_url, escape, looks, page, smaller, table
-from captioning.scoring.intervals import LEVEL, RESAMPLES
-from captioning.scoring.ptb import TOKENIZER
-from captioning.scoring.scores import WRONG_IMAGES
-from shards.index import write_atomically
+from shards.files import write_atomically
 
 _IN_SHEET = 6  # images in attention.png
 _NO_WORDS = "(no words)"
@@ -65,11 +65,11 @@ def _head(facts: Facts) -> str:
         tiles.append((f"{len(facts.train):,}", "training images"))
     if facts.evaluation is not None:
         images = f"{len(facts.evaluation.captioned):,} images"
-        tiles += [(f"{facts.evaluation.scores[name]:.3f}", f"{name}, {images}") for name in ("BLEU-4", "CIDEr-D")]
+        tiles += [(f"{facts.evaluation.scores[name]:.3f}", f"{name}, {images}") for name in ("BLEU-4", "CIDEr")]
     cards = "".join(f'<div class="tile"><b>{value}</b><span>{what}</span></div>' for value, what in tiles)
     return (
         f"<h1>{escape(facts.run.resolve().name)}</h1>\n"
-        f'<p class="soft">{config.encoder.name} and {config.decoder.kind}, images of {config.data.image_size} pixels, '
+        f'<p class="soft">{config.encoder.name} and {config.decoder.name}, images of {config.data.image_size} pixels, '
         f"{len(facts.predictor.vocabulary):,} words · {escape(state or 'no status')}{', ' if detail else ''}"
         f'{escape(detail)}</p>\n<div class="tiles">{cards}</div>'
     )
@@ -94,12 +94,12 @@ def _scores(facts: Facts) -> str:
         "scored once against all its references.</p>"
         f"{table(('metric', 'score', f'{LEVEL:.0%} interval'), rows, numbers=(1, 2))}"
         f'<p class="small soft">Intervals: percentile bootstrap over images, {RESAMPLES:,} resamples. Words by '
-        f"{escape(TOKENIZER)}. “{WRONG_IMAGES}” is what these captions get beside other images.</p>{notes}"
+        f"{escape(TOKENIZER)}. “{SHUFFLED}” is what these captions get beside other images.</p>{notes}"
     )
 
 
 def _curves(facts: Facts, name: str) -> dict[str, list[tuple[int, float]]]:
-    tags = {"training": f"train/{name}", "validation": f"teacher_forcing/{name}"}
+    tags = {"training": f"train/{name}", "validation": f"val/{name}"}
     return {what: facts.curves[tag] for what, tag in tags.items() if facts.curves.get(tag)}
 
 
@@ -107,24 +107,24 @@ def _charts(facts: Facts) -> str:
     def scores(*names: str) -> dict[str, list[tuple[float, float]]]:
         return {n: [(row["step"], row[n]) for row in facts.validations if row.get(n) is not None] for n in names}
 
-    rates = {tag.split("/", 1)[1]: points for tag, points in facts.curves.items() if tag.startswith("rate/")}
+    lrs = {tag.removeprefix("train/lr/"): points for tag, points in facts.curves.items() if tag.startswith("train/lr/")}
     charts = [
         chart("Loss", _curves(facts, "loss"), "nats a word"),
         chart("Perplexity", _curves(facts, "perplexity"), may_be_log=True),
         chart("Top-5 accuracy", {"top 5": facts.curves.get("train/top5_accuracy", [])}, "training, teacher forcing"),
         chart("BLEU and ROUGE", scores("BLEU-1", "BLEU-4", "ROUGE-L"), "validation"),
-        chart("CIDEr-D", scores("CIDEr-D", WRONG_IMAGES), "validation"),
-        chart("Learning rate", rates),
+        chart("CIDEr", scores("CIDEr", SHUFFLED), "validation"),
+        chart("Learning rate", lrs),
         chart("Gradient norm", {"norm": facts.curves.get("train/gradient_norm", [])}, "before clipping"),
-        chart("Speed", {"images/s": facts.curves.get("speed/images_per_s", [])}, "images a second, all processes"),
-        chart("Waiting for data", {"share": facts.curves.get("speed/data_wait_share", [])}, "share of the time"),
+        chart("Speed", {"images/s": facts.curves.get("train/images_per_s", [])}, "images a second, all processes"),
+        chart("Waiting for data", {"share": facts.curves.get("train/data_wait_fraction", [])}, "share of the time"),
     ]
     return f'<div class="charts">{"".join(charts)}</div>' if any(charts) else ""
 
 
 def _images(facts: Facts) -> str:
     groups = {
-        "Best": (facts.best, "the highest CIDEr-D of their own"),
+        "Best": (facts.best, "the highest CIDEr of their own"),
         "Typical": (facts.typical, "around the median"),
         "Worst": (facts.worst, "the lowest"),
     }
@@ -153,7 +153,7 @@ def _card_of(example: Example, facts: Facts) -> str:
     return (
         f'<article class="card"><img alt="{escape(said)}" src="{data_url(smaller(example.image, 420), quality=82)}">'
         f'<div class="text"><p class="said">{escape(said)}</p>{looks(seen, example.caption)}<ul>{references}</ul>'
-        f'<p class="meta">{escape(str(example.image_id))}{label} · CIDEr-D {example.score:.2f}{scored}</p>'
+        f'<p class="meta">{escape(str(example.image_id))}{label} · CIDEr {example.score:.2f}{scored}</p>'
         "</div></article>"
     )
 

@@ -13,7 +13,7 @@ matplotlib.use("Agg")  # no display is needed, and none is looked for
 from matplotlib import font_manager, pyplot
 from matplotlib.figure import Figure
 
-from captioning.predict import Caption
+from captioning.inference.predictor import Caption
 
 _LONGEST_SIDE, _SHORTEST_SIDE = 1600, 240  # pixels of an annotated image
 # A caption's dollar signs are no formula's: ``parse_math=False`` wherever matplotlib writes what others wrote.
@@ -23,15 +23,15 @@ GREY, _SHADE = 0.5, 0.85  # what covers places the model did not look at, and ho
 def caption_figure(
     images: Sequence[Image.Image], captions: Sequence[str], right: Sequence[bool | None], title: str
 ) -> Figure:
-    """Images in rows of four with their captions below; green for right, red for wrong, black where nobody judged."""
+    """Images in rows of four with their captions below; green for right, red for wrong, black where not judged."""
     columns = min(4, len(images))
     rows = -(-len(images) // columns)
     figure, axes = pyplot.subplots(rows, columns, figsize=(3.1 * columns, 3.6 * rows), squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
-    for axis, image, caption, judged in zip(axes.flat, images, captions, right, strict=False):
+    for axis, image, caption, verdict in zip(axes.flat, images, captions, right, strict=False):
         axis.imshow(image)
-        colour = {None: "#222222", True: "#1a7f37", False: "#c62828"}[judged]
+        colour = {None: "#222222", True: "#1a7f37", False: "#c62828"}[verdict]
         text = "\n".join(textwrap.wrap(caption, 32))
         axis.set_title(text, y=-0.04, va="top", fontsize=10, color=colour, parse_math=False)
     figure.suptitle(title, fontsize=13, parse_math=False)

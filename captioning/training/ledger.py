@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from captioning.data.batches import CaptionBatch
-from captioning.run_folder import cut_after
+from captioning.runs.run_folder import cut_after
 
 
 class Ledger:

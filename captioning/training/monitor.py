@@ -18,17 +18,18 @@ from torch.utils.tensorboard.summary import hparams
 
 from captioning.config import Config, flat, to_dict
 from captioning.data.batches import CaptionBatch, TrainBatches
-from captioning.progress import progress
-from captioning.run_folder import cut_after
-from captioning.training.setup import Experiment
+from captioning.runs.progress import progress
+from captioning.runs.run_folder import cut_after
+from captioning.training.preparation import Experiment
+from shards.files import write_atomically
 from shards.images import open_rgb
-from shards.index import Index, write_atomically
-from shards.reader import Hole, read_sample
+from shards.index import Index
+from shards.reader import UnreadableSample, read_sample
 
 WATCHED_IMAGES = 8  # of the validation split, spread over it, the same at every validation
 LOG_COLUMNS = 160  # width of a line where there is no terminal to fit
 VARIED = ("seed", "precision", "encoder", "decoder", "train", "optim")  # what runs are compared by, in TensorBoard's
-OF_SCORES = ("teacher_forcing/loss", "val/CIDEr-D", "val/BLEU-4")  # table of hyper-parameters, and how they ended
+OF_SCORES = ("val/loss", "val/CIDEr", "val/BLEU-4")  # table of hyper-parameters, and how they ended
 
 
 class Clock:
@@ -50,11 +51,11 @@ class Clock:
         """Rates of the whole job, taking the other ranks to be as fast as this one, and this rank's waiting."""
         seconds = max(1e-9, time.perf_counter() - self.started)
         return {
-            "speed/images_per_s": self.images * world_size / seconds,
-            "speed/captions_per_s": self.captions * world_size / seconds,
-            "speed/data_wait_share": self.waiting / seconds,
-            "speed/step_ms": 1e3 * seconds / max(1, self.steps),
-            "speed/peak_memory_gb": peak_memory() / 1e9,
+            "train/images_per_s": self.images * world_size / seconds,
+            "train/captions_per_s": self.captions * world_size / seconds,
+            "train/data_wait_fraction": self.waiting / seconds,
+            "train/step_ms": 1e3 * seconds / max(1, self.steps),
+            "train/peak_memory_gb": peak_memory() / 1e9,
         }
 
 
@@ -68,8 +69,8 @@ def peak_memory() -> int:
 class Monitor:
     """Writes RUN/tensorboard and RUN/scores.jsonl and talks to the terminal; on other ranks it does nothing."""
 
-    def __init__(self, config: Config, found: Experiment, is_main: bool):
-        self.is_main, self.total_steps, self.first_step = is_main, found.total_steps(config), found.state.step
+    def __init__(self, config: Config, experiment: Experiment, is_main: bool):
+        self.is_main, self.total_steps, self.first_step = is_main, experiment.total_steps(config), experiment.state.step
         self.console = Console(stderr=True, quiet=not is_main, highlight=False)
         if not is_main:
             return
@@ -78,12 +79,12 @@ class Monitor:
         run = Path(config.run)
         self._scores = run / "scores.jsonl"
         if self._scores.exists():
-            cut_after(self._scores, lambda line: json.loads(line)["step"] <= found.state.evaluated_step)
+            cut_after(self._scores, lambda line: json.loads(line)["step"] <= experiment.state.evaluated_step)
         # Events that a killed run wrote past its last checkpoint are hidden: the resumed run writes those steps again.
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=self.first_step + 1)
         self._write_settings(config)
         self._wandb = wandb_run(config) if config.monitor.trackers == "wandb" else None
-        self._watched = _watched_images(found.val) if found.val else {}
+        self._watched = _watched_images(experiment.val) if experiment.val else {}
         self._started = time.monotonic()
         self._progress = progress("training", self.console)
         self._task = self._progress.add_task("", total=self.total_steps, completed=self.first_step, numbers="")
@@ -142,7 +143,7 @@ class Monitor:
         with self._scores.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "epoch": epoch, **scores, "teacher_forcing": forced}) + "\n")
         self._log({f"val/{name}": value for name, value in scores.items()}, step)
-        self._log({f"teacher_forcing/{name}": value for name, value in forced.items()}, step)
+        self._log({f"val/{name}": value for name, value in forced.items()}, step)
         self._show_captions(step, captions)
         self.flush()
         said, apart = ("  ".join(f"{name} {value:.3f}" for name, value in of.items()) for of in (scores, forced))
@@ -189,39 +190,45 @@ def _watched_images(val: Index) -> dict[int, Any]:
     """Sample number -> picture of a few readable samples, spread over the split."""
     chosen = sorted({number * len(val) // WATCHED_IMAGES for number in range(WATCHED_IMAGES)})
     samples = {number: read_sample(val, number) for number in chosen}
-    return {number: open_rgb(sample.image_bytes) for number, sample in samples.items() if not isinstance(sample, Hole)}
+    return {
+        number: open_rgb(sample.image_bytes)
+        for number, sample in samples.items()
+        if not isinstance(sample, UnreadableSample)
+    }
 
 
 def _line(scalars: dict[str, float]) -> str:
     rates = " ".join(
-        f"{name.partition('/')[2]} {value:.2g}" for name, value in scalars.items() if name.startswith("rate/")
+        f"{name.removeprefix('train/lr/')} {value:.2g}"
+        for name, value in scalars.items()
+        if name.startswith("train/lr/")
     )
     return (
         f"loss {scalars['train/loss']:.3f}  perplexity {scalars['train/perplexity']:.2f}  rate {rates}  "
-        f"{scalars['speed/images_per_s']:.0f} images/s  {scalars['speed/captions_per_s']:.0f} captions/s  "
-        f"data wait {scalars['speed/data_wait_share']:.0%}"
+        f"{scalars['train/images_per_s']:.0f} images/s  {scalars['train/captions_per_s']:.0f} captions/s  "
+        f"data wait {scalars['train/data_wait_fraction']:.0%}"
     )
 
 
 def start_up_table(
-    config: Config, found: Experiment, batches: TrainBatches, model: nn.Module, device: torch.device
+    config: Config, experiment: Experiment, batches: TrainBatches, model: nn.Module, device: torch.device
 ) -> dict[str, str]:
     """What is about to run, for the terminal: processes, batch arithmetic, data, parameters, steps."""
     trained, frozen = (
         sum(p.numel() for p in model.parameters() if p.requires_grad == wanted) / 1e6 for wanted in (True, False)
     )
-    val = f"{len(found.val):,} to validate on" if found.val else "none to validate on"
+    val = f"{len(experiment.val):,} to validate on" if experiment.val else "none to validate on"
     rows = {
         "processes": f"{batches.world_size} on {device.type}, precision {config.precision}, "
-        f"{torch.get_num_threads()} thread(s) and {found.workers} loader worker(s) each",
+        f"{torch.get_num_threads()} thread(s) and {experiment.workers} loader worker(s) each",
         "global batch": f"{config.train.global_batch_size} images = {batches.world_size} process(es) x "
         f"{batches.micro_batches(0)} micro-batch(es) of at most {config.train.micro_batch_size}, "
         f"up to {config.data.captions_per_image} captions an image",
-        "data": f"{len(found.train):,} training images in {len(found.train.shards)} shard(s), {val}, "
-        f"{len(found.vocabulary):,} words",
-        "model": f"{config.encoder.name} and {config.decoder.kind}, "
+        "data": f"{len(experiment.train):,} training images in {len(experiment.train.shards)} shard(s), {val}, "
+        f"{len(experiment.vocabulary):,} words",
+        "model": f"{config.encoder.name} and {config.decoder.name}, "
         f"{trained:.2f} M parameters trained, {frozen:.2f} M frozen",
-        "steps": f"{found.total_steps(config):,}, {found.steps_per_epoch(config):,} an epoch, "
-        f"of which {found.state.step:,} are done",
+        "steps": f"{experiment.total_steps(config):,}, {experiment.steps_per_epoch(config):,} an epoch, "
+        f"of which {experiment.state.step:,} are done",
     }
-    return rows | ({"changed": "\n".join(found.changed)} if found.changed else {})
+    return rows | ({"changed": "\n".join(experiment.changed)} if experiment.changed else {})

@@ -15,30 +15,30 @@ def adamw(model: Captioner, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW (https://arxiv.org/abs/1711.05101) with a rate for each encoder stage and one for all the rest.
 
     Weight decay spares biases and normalisation, the vectors among the parameters. Groups carry their ``name`` and
-    ``peak_rate``; frozen parameters are in none. The fused kernel does one pass: on a CPU 4 to 7 times the speed.
+    ``max_lr``; frozen parameters are in none. The fused kernel does one pass: on a CPU 4 to 7 times the speed.
     """
     groups = []
-    for name, rate, parameters in _parts(model, config):
+    for name, lr, parameters in _parts(model, config):
         for decay, matrices in ((config.weight_decay, True), (0.0, False)):
             mine = [p for p in parameters if p.requires_grad and (p.dim() > 1) == matrices]
             if mine:
-                groups.append({"params": mine, "weight_decay": decay, "name": name, "peak_rate": rate})
-    return torch.optim.AdamW(groups, lr=config.decoder_learning_rate, fused=True)
+                groups.append({"params": mine, "weight_decay": decay, "name": name, "max_lr": lr})
+    return torch.optim.AdamW(groups, lr=config.decoder_lr, fused=True)
 
 
 def _parts(model: Captioner, config: OptimConfig) -> Iterator[tuple[str, float, list[nn.Parameter]]]:
-    """Name, peak rate and parameters of each part. The top encoder stage has the encoder's rate, each one below it
-    ``stage_decay`` of the one above: the lower, the more general, the less to change (discriminative fine-tuning,
-    https://arxiv.org/abs/1801.06146)."""
+    """Name, peak rate and parameters of each part. The top encoder stage has the encoder's lr, each one below it
+    ``layerwise_lr_decay`` of the one above: the lower, the more general, the less to change (discriminative
+    fine-tuning, https://arxiv.org/abs/1801.06146)."""
     for above, stage in enumerate(reversed(STAGES)):
-        name = "encoder" if config.stage_decay == 1 else f"encoder-{stage}"
-        rate = config.encoder_learning_rate * config.stage_decay**above
-        yield name, rate, list(model.encoder.stages[stage].parameters())
+        name = "encoder" if config.layerwise_lr_decay == 1 else f"encoder-{stage}"
+        lr = config.encoder_lr * config.layerwise_lr_decay**above
+        yield name, lr, list(model.encoder.stages[stage].parameters())
     encoder = {id(p) for p in model.encoder.parameters()}
-    yield "decoder", config.decoder_learning_rate, [p for p in model.parameters() if id(p) not in encoder]
+    yield "decoder", config.decoder_lr, [p for p in model.parameters() if id(p) not in encoder]
 
 
-def rate_factor(step: int, total_steps: int, config: OptimConfig) -> float:
+def lr_multiplier(step: int, total_steps: int, config: OptimConfig) -> float:
     """What the peak rates are multiplied by for optimizer step ``step`` (0 is the first)."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
@@ -52,8 +52,8 @@ def rate_factor(step: int, total_steps: int, config: OptimConfig) -> float:
             return 0.5 * (1 + math.cos(math.pi * done))
 
 
-def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> dict[str, float]:
+def set_lrs(optimizer: torch.optim.Optimizer, multiplier: float) -> dict[str, float]:
     """Set every group's rate for the coming step; returns those of the groups that are trained in it, by name."""
     for group in optimizer.param_groups:
-        group["lr"] = group["peak_rate"] * factor
+        group["lr"] = group["max_lr"] * multiplier
     return {group["name"]: group["lr"] for group in optimizer.param_groups if group["params"][0].requires_grad}

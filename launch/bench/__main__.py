@@ -1,17 +1,17 @@
-"""Measure: ratios of contenders timed in turns in one run, with machine, versions and command."""
+"""Measure: ratios of runners timed in turns in one run, with machine, versions and command."""
 
 import argparse
 import importlib
 from pathlib import Path
 
 from launch.bench import table
-from launch.command import output_file, run
+from launch.cli.command import output_file, run
 
 # Each is a module here with ``arguments(parser)`` and ``measure(arguments) -> list[Table]``.
 MODES = {
     "data": "stored images to training batches, beside other loaders; seeking; very large sets",
     "step": "the training step on batches of noise, against the encoder alone",
-    "train": "training from shards, against the step alone and the field's usual script",
+    "train": "training from shards, against the step alone and the field's baseline script",
     "caption": "captioning in batches, against one image at a time",
     "scale": "training on 1 and 2 processes, and a model of more",
 }

@@ -11,9 +11,9 @@ import torch
 
 from captioning.config import Config, from_dict
 from captioning.data.batches import CaptionBatch, collate
+from captioning.distributed.ranks import init_distributed
 from captioning.model.captioner import Captioner
-from captioning.ranks import join
-from captioning.training.step import Stepper
+from captioning.training.train_step import TrainStep
 from shards.errors import InputError
 
 Result = TypeVar("Result")
@@ -48,7 +48,7 @@ class Case:
                 "precision": self.precision,
                 "data": {"train": "noise", "image_size": self.image_size, "resize_size": max(256, self.image_size)},
                 "encoder": {"name": self.encoder, "trainable": self.trainable},
-                "decoder": {"kind": self.decoder, "embedding_size": 512},
+                "decoder": {"name": self.decoder, "embedding_size": 512},
                 "train": {
                     "global_batch_size": self.batch_size,
                     "micro_batch_size": self.batch_size,
@@ -69,7 +69,7 @@ def add_case_arguments(parser: argparse.ArgumentParser, on_gpu: list[str], on_cp
     )  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=128 if cuda else 16, help="images a step (128; CPU: 16)")
     parser.add_argument("--image-size", type=int, default=224, help="pixels (224)")
-    parser.add_argument("--rounds", type=int, default=5, help="turns each contender gets (5)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns each runner gets (5)")
 
 
 def cases(arguments: argparse.Namespace) -> list[Case]:
@@ -100,11 +100,11 @@ def noise_batch(case: Case, captions: int = 5, seed: int = 0) -> CaptionBatch:
     return collate(0, 0, images.contiguous(memory_format=torch.channels_last), words, keys, [])
 
 
-def stepper_of(case: Case, vocabulary_size: int = WORDS) -> Stepper:
+def stepper_of(case: Case, vocabulary_size: int = WORDS) -> TrainStep:
     """The training step of a run on this machine's device, alone."""
     torch.manual_seed(0)
-    accelerator, ranks = join(case.precision)
-    return Stepper(Captioner(case.config, vocabulary_size), case.config, accelerator, ranks, 1_000_000)
+    accelerator, ranks = init_distributed(case.precision)
+    return TrainStep(Captioner(case.config, vocabulary_size), case.config, accelerator, ranks, 1_000_000)
 
 
 def alone(work: Callable[..., Result], *arguments: object) -> Result:

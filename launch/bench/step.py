@@ -48,21 +48,21 @@ def measure(arguments: argparse.Namespace) -> list[Table]:
 
 
 def _row(case: Case, rounds: int) -> list[Cell]:
-    stepper, batch = stepper_of(case), noise_batch(case)
-    batch = batch.to(stepper.accelerator.device)
+    train_step, batch = stepper_of(case), noise_batch(case)
+    batch = batch.to(train_step.accelerator.device)
     targets = float(batch.targets)
     counter = iter(range(1_000_000))
 
     def whole() -> int:
-        stepper.step(next(counter), [batch], targets)
+        train_step.step(next(counter), [batch], targets)
         return case.batch_size
 
     def encoder() -> int:
-        with stepper.accelerator.autocast():
-            features = stepper.captioner.encoder(batch.images)
+        with train_step.accelerator.autocast():
+            features = train_step.captioner.encoder(batch.images)
         if features.requires_grad:
             features.float().sum().backward()
-            stepper.optimizer.zero_grad()
+            train_step.optimizer.zero_grad()
         return case.batch_size
 
     flops = _flops(whole)

@@ -14,8 +14,8 @@ import torch
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from captioning.profile import processor
-from shards.index import write_atomically
+from captioning.inference.cost_profile import processor
+from shards.files import write_atomically
 
 Cell = str | int | float | None
 

@@ -1,4 +1,4 @@
-"""Timing contenders side by side: in turns, so that a machine whose speed drifts drifts under all of them alike."""
+"""Timing runners side by side: in turns, so that a machine whose speed drifts drifts under all of them alike."""
 
 import statistics
 import time
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
-from captioning.progress import bar
+from captioning.runs.progress import bar
 
 Work = Callable[[], int]  # does some work and returns how many units (images, captions, ...) it did
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Units per second of one contender, a number per round."""
+    """Units per second of one runner, a number per round."""
 
     rounds: tuple[float, ...]
 
@@ -33,13 +33,13 @@ class Speed:
 
 
 def side_by_side(
-    contenders: Mapping[str, Work], rounds: int, warm_up: int = 1, before: Mapping[str, Work] | None = None
+    runners: Mapping[str, Work], rounds: int, warm_up: int = 1, before: Mapping[str, Work] | None = None
 ) -> dict[str, Speed]:
-    """Time every contender once a round, in another order each round, after ``warm_up`` rounds not counted.
+    """Time every runner once a round, in another order each round, after ``warm_up`` rounds not counted.
 
-    What ``before`` has for a contender is done, untimed, before each of its turns.
+    What ``before`` has for a runner is done, untimed, before each of its turns.
     """
-    names = list(contenders)
+    names = list(runners)
     rates: dict[str, list[float]] = {name: [] for name in names}
     with bar("measuring") as on_progress:
         for round_number in range(warm_up + rounds):
@@ -47,7 +47,7 @@ def side_by_side(
             for name in names[turn:] + names[:turn]:
                 if before:
                     before[name]()
-                rate = _timed(contenders[name])
+                rate = _timed(runners[name])
                 if round_number >= warm_up:
                     rates[name].append(rate)
             on_progress(round_number + 1, warm_up + rounds)

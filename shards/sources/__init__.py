@@ -1,8 +1,8 @@
 """Readers of the datasets people have. Each gives a Source: records, and where their images are."""
 
-from shards.sources.classes import classes
+from shards.sources.class_folders import classes
 from shards.sources.coco import coco, karpathy
-from shards.sources.files import ImageFiles
+from shards.sources.image_files import ImageFiles
 from shards.sources.records import Record, Source
 from shards.sources.table import table
 

@@ -1,0 +1,1 @@
+"""Processes: the group and its exchanges, stop signals, the watchdog."""

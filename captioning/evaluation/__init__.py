@@ -1,0 +1,1 @@
+"""Caption a split, match references, compute all scores."""

@@ -1,0 +1,33 @@
+"""The loss of a split's own captions under teacher forcing: what training lowers, on images it does not train on."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captioning.data.batches import collate
+from captioning.data.captions import EncodedCaptions
+from captioning.distributed.ranks import Ranks
+from captioning.model.captioner import Captioner
+
+
+class SplitLoss:
+    """Adds up cross-entropy over the batches of images it is given, with every caption of each image."""
+
+    def __init__(self, model: Captioner, captions: EncodedCaptions):
+        self.model, self.captions = model, captions
+        self.total, self.targets = 0.0, 0
+
+    @torch.no_grad()
+    def add(self, images: Tensor, samples: tuple[int, ...]) -> None:
+        """uint8 [B, 3, S, S] on the model's device, and each image's number in the split; the model is in eval mode."""
+        captions = [self.captions.of(sample) for sample in samples]
+        batch = collate(0, 0, images, captions, [], [])
+        on_device = batch.captions.each(lambda tensor: tensor.to(images.device))
+        logits, _ = self.model(images, on_device)
+        self.total += float(F.cross_entropy(logits.float(), on_device.targets, reduction="sum"))
+        self.targets += batch.targets
+
+    def mean(self, ranks: Ranks) -> float:
+        """Per target word, over all ranks' batches."""
+        total, targets = ranks.all_reduce_sum([self.total, float(self.targets)])
+        return total / max(1.0, targets)

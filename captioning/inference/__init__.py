@@ -1,0 +1,1 @@
+"""A trained model in use: Predictor, export, import of other checkpoints, what it costs."""

@@ -1,0 +1,99 @@
+"""A trained model as a folder to hand on.
+
+The folder holds ``model.safetensors``, ``vocabulary.json``, ``config.json`` (all settings, where the model comes from,
+and the other files' sha256) and a ``README.md`` for people. ``Predictor`` loads it alone. Nothing is unpickled.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+from torch import Tensor
+
+from captioning import config as configuration
+from captioning.config import Config
+from captioning.data import vocabulary as vocab
+from captioning.data.vocabulary import Vocabulary
+from shards.errors import InputError
+from shards.files import sha256_of, write_atomically
+
+KIND = "image captioner 1"
+_HASHED = ("model.safetensors", "vocabulary.json")
+
+
+@dataclass(frozen=True)
+class ModelBundle:
+    """What a model folder holds: weights by our names, and what is needed to use them."""
+
+    config: Config
+    vocabulary: Vocabulary
+    weights: dict[str, Tensor]
+    step: int  # optimizer steps it was trained for; 0: not known
+    origin: str  # where it comes from, for people
+
+
+def write(exported: ModelBundle, folder: Path) -> None:
+    """Write a model folder; config.json last, so that a folder without it is one that was not finished.
+
+    Raises:
+        InputError: when the folder holds something else already.
+    """
+    names = {*_HASHED, "config.json", "README.md"}
+    # Captions that launch.evaluate left beside an earlier export are no reason to refuse.
+    files = list(folder.iterdir()) if folder.is_dir() else []
+    if folder.is_file() or {path.name for path in files if not path.match("captions-*.json")} - names:
+        raise InputError(f"{folder} holds other things. Give a new or empty folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").unlink(missing_ok=True)
+    weights = {name: tensor.contiguous() for name, tensor in exported.weights.items()}
+    write_atomically(folder / "model.safetensors", safetensors.torch.save(weights))
+    write_atomically(folder / "vocabulary.json", exported.vocabulary.to_json().encode())
+    write_atomically(folder / "README.md", _read_me(exported, folder.name).encode())
+    document = {
+        "kind": KIND,
+        "origin": exported.origin,
+        "step": exported.step,
+        "sha256": {name: sha256_of(folder / name) for name in _HASHED},
+        "config": configuration.to_dict(exported.config),
+    }
+    write_atomically(folder / "config.json", json.dumps(document, indent=1).encode())
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether it looks like what ``write`` wrote, rather than like a run."""
+    return (folder / "config.json").is_file()
+
+
+def read(folder: Path) -> ModelBundle:
+    """A model folder, every file as it was written.
+
+    Raises:
+        InputError: when a file is missing, damaged or of another kind.
+    """
+    path = folder / "config.json"
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if document["kind"] != KIND:
+            raise ValueError(f"its kind is {document['kind']!r}, not {KIND!r}")
+        hashes = {name: str(document["sha256"][name]) for name in _HASHED}
+        step, origin, values = int(document["step"]), str(document["origin"]), document["config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} was not written by launch.export ({error!r}).") from error
+    for name, expected in hashes.items():
+        if not (folder / name).is_file() or sha256_of(folder / name) != expected:
+            raise InputError(f"{folder / name} is missing or not what was exported. Copy the folder again.")
+    vocabulary = vocab.from_json((folder / "vocabulary.json").read_text(encoding="utf-8"), f"{folder}/vocabulary.json")
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    return ModelBundle(configuration.from_dict(values, str(path)), vocabulary, weights, step, origin)
+
+
+def _read_me(exported: ModelBundle, name: str) -> str:
+    config = exported.config
+    return (
+        f"# {name}\n\nAn image captioner: {config.encoder.name} and a decoder of kind {config.decoder.name}, "
+        f"{len(exported.vocabulary):,} words, images of {config.data.image_size} pixels. {exported.origin}\n\n"
+        "```\nfrom captioning.inference.predictor import Predictor\n\n"
+        f'print(Predictor.from_checkpoint("{name}").caption(["photo.jpg"])[0])\n```\n\n'
+        f"or `python -m launch.caption {name} photo.jpg`.\n"
+    )

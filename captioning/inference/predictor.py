@@ -1,0 +1,230 @@
+"""Captions for any image, with the preprocessing and vocabulary of the checkpoint that writes them."""
+
+import math
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from captioning import config as configuration
+from captioning.config import Config
+from captioning.data import vocabulary as vocab
+from captioning.data.transforms import Preprocessing, preprocessing_of
+from captioning.data.vocabulary import Vocabulary
+from captioning.inference import model_bundle
+from captioning.inference.model_bundle import ModelBundle
+from captioning.model.captioner import Captioner
+from captioning.model.search import Hypothesis, SearchOptions, options_of, search
+from captioning.runs import checkpoint
+from shards.errors import InputError
+from shards.images import UnreadableImageError, open_rgb, upright_rgb
+
+# A file, its bytes, an opened image, or uint8 [H, W, 3].
+ImageLike = str | Path | bytes | Image.Image | np.ndarray | Tensor
+_AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What a model says of an image; ``str`` of it is the text.
+
+    ``log_probability`` is the natural logarithm of the caption's probability, its end counted in. ``attention``
+    float32 [len(words), rows, columns] says where in the preprocessed (square) image the model looked for each word,
+    each word's summing to 1; None where the decoder does not look. ``others`` are the beams it was chosen from.
+    """
+
+    text: str
+    log_probability: float
+    words: tuple[str, ...]
+    attention: Tensor | None = None
+    others: tuple["Caption", ...] = ()
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Trained captioners that caption together, most often one.
+
+    ``Predictor.from_checkpoint("runs/demo").caption(["photo.jpg"])`` -> ``[Caption("A ...", ...)]``.
+    """
+
+    models: tuple[Captioner, ...]
+    vocabulary: Vocabulary
+    config: Config  # of the first
+    step: int
+    device: torch.device
+
+    @property
+    def model(self) -> Captioner:
+        return self.models[0]
+
+    @cached_property
+    def preprocessing(self) -> Preprocessing:
+        return preprocessing_of(self.config)
+
+    @classmethod
+    def from_checkpoint(
+        cls, run: str | Path | Sequence[str | Path], which: str = "best", device: str | None = None
+    ) -> "Predictor":
+        """Load checkpoint ``best``, ``latest`` or ``step-N`` of a run folder, or a folder that launch.export
+        wrote; on a GPU where there is one. Several runs make an ensemble: they vote on every word.
+
+        Raises:
+            InputError: when there is no such checkpoint, or it does not verify; when the runs of an ensemble differ
+                in their vocabulary or preprocessing.
+        """
+        runs = [Path(run)] if isinstance(run, str | Path) else [Path(one) for one in run]
+        exported = [loaded(path, which) for path in runs]
+        first = exported[0]
+        for path, other in zip(runs[1:], exported[1:], strict=True):
+            if other.vocabulary != first.vocabulary:
+                raise InputError(f"{path} has another vocabulary than {runs[0]}: they cannot vote on words.")
+            if preprocessing_of(other.config) != preprocessing_of(first.config):
+                raise InputError(f"{path} was trained on images of another size than {runs[0]}: see data.image_size.")
+        place = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        models = tuple(_model_of(one, path).to(place) for one, path in zip(exported, runs, strict=True))
+        return cls(models, first.vocabulary, first.config, first.step, place)
+
+    def caption(
+        self, images: Sequence[ImageLike], batch_size: int = 32, options: SearchOptions | None = None
+    ) -> list[Caption]:
+        """Captions of images, in their order; searched for as in validation unless ``options`` say how.
+
+        Raises:
+            InputError: naming the first that is missing or no image. ``each`` goes on with the rest.
+        """
+        found = []
+        for said in self.each(images, batch_size, options):
+            if isinstance(said, InputError):
+                raise said
+            found.append(said)
+        return found
+
+    def each(
+        self, images: Iterable[ImageLike], batch_size: int = 32, options: SearchOptions | None = None
+    ) -> Iterator[Caption | InputError]:
+        """For each of any number of images its caption, or why there is none. The next batch is decoded by
+        threads while one is captioned; no more than these two are held."""
+        options, images = options or options_of(self.config.evaluate), iter(images)
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+
+            def begun() -> list[Future[Tensor | InputError]]:
+                return [pool.submit(self._read, image) for image in islice(images, batch_size)]
+
+            waiting = begun()
+            while waiting:
+                following = begun()
+                yield from self._captioned([one.result() for one in waiting], options)
+                waiting = following
+
+    def autocast(self) -> torch.autocast:
+        """The precision the run was trained in, on a GPU; a CPU captions in full precision, having no fp16 LSTM."""
+        dtype = _AUTOCAST[self.config.precision] if self.device.type == "cuda" else None
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+    def _read(self, image: ImageLike) -> Tensor | InputError:
+        try:
+            return self.preprocessing.for_evaluation(opened(image))
+        except InputError as error:
+            return error
+
+    def _captioned(self, read: list[Tensor | InputError], options: SearchOptions) -> Iterator[Caption | InputError]:
+        good = [one for one in read if isinstance(one, Tensor)]
+        found: Iterator[list[Hypothesis]] = iter(())
+        if good:
+            with self.autocast():
+                batch = torch.stack(good).to(self.device)
+                found = iter(search(self.models, batch, options, self.config.data.max_words))
+        for one in read:
+            yield self._said(next(found)) if isinstance(one, Tensor) else one
+
+    def _said(self, hypotheses: list[Hypothesis]) -> Caption | InputError:
+        if not hypotheses:
+            return InputError(
+                "The model's output is not finite. Where it is so for every image, take an earlier checkpoint; where "
+                "for some, half precision may be too small for them: a CPU captions in full precision."
+            )
+        best, *others = [self._one(hypothesis) for hypothesis in hypotheses]
+        return Caption(best.text, best.log_probability, best.words, best.attention, tuple(others))
+
+    def _one(self, found: Hypothesis) -> Caption:
+        words = tuple(self.vocabulary.words[i] for i in found.ids)
+        attention = found.attention
+        if attention is not None:
+            side = math.isqrt(attention.shape[1])  # a square image gives a square grid
+            attention = attention.unflatten(1, (side, side))
+        return Caption(self.vocabulary.decode(found.ids), found.log_probability, words, attention)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch's word for a device it does not know, or that is not here
+        raise InputError(f"device {name!r} cannot be used here: {str(error).splitlines()[0][:120]}") from error
+
+
+def _model_of(exported: ModelBundle, run: Path) -> Captioner:
+    model = Captioner(exported.config, len(exported.vocabulary))
+    try:
+        model.load_state_dict(exported.weights)
+    except RuntimeError as error:
+        lines = "\n".join(line[:160] for line in str(error).splitlines()[:6])
+        raise InputError(
+            f"{run}: its weights are of another architecture or vocabulary than its config says:\n{lines}"
+        ) from error
+    return model.eval()
+
+
+def loaded(run: Path, which: str = "best") -> ModelBundle:
+    """The weights of a run's checkpoint ``best``, ``latest`` or ``step-N``, or of a folder that launch.export wrote.
+
+    Raises:
+        InputError: when there is no such checkpoint, or it does not verify.
+    """
+    if model_bundle.is_model_folder(run):
+        return model_bundle.read(run)
+    found = checkpoint.find(run, which, lambda message: warnings.warn(message, stacklevel=2))
+    config = configuration.load(found.folder / "config.yaml")
+    vocabulary = vocab.from_json(found.text("vocabulary.json"), str(found.folder / "vocabulary.json"))
+    origin = f"Step {found.state.step:,} of the run {run.resolve().name}."
+    return ModelBundle(config, vocabulary, found.captioner(), found.state.step, origin)
+
+
+def opened(image: ImageLike) -> Image.Image:
+    """An upright RGB image.
+
+    Raises:
+        InputError: when a file is missing or no image, or an array is not uint8 [H, W, 3].
+    """
+    try:
+        match image:
+            case Image.Image():
+                return upright_rgb(image)
+            case bytes():
+                return open_rgb(image)
+            case np.ndarray() | Tensor():
+                return _from_array(image)
+            case _:
+                return open_rgb(Path(image).read_bytes())
+    except (OSError, ValueError, UnreadableImageError) as error:  # ValueError: no name of a file at all
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        name = image if isinstance(image, str | Path) else f"An image given as {type(image).__name__}"
+        raise InputError(f"{name} cannot be read as an image: {why}") from error
+
+
+def _from_array(array: np.ndarray | Tensor) -> Image.Image:
+    values = array.detach().cpu().numpy() if isinstance(array, Tensor) else array
+    if values.dtype != np.uint8 or values.ndim != 3 or values.shape[2] != 3 or not values.size:
+        raise InputError(f"An array of {values.dtype} {list(values.shape)} is no image: uint8 [H, W, 3] is wanted.")
+    return Image.fromarray(values)

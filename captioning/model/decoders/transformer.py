@@ -1,0 +1,162 @@
+"""A Transformer decoder over the image's grid: Vaswani et al., "Attention Is All You Need"
+(https://arxiv.org/abs/1706.03762), normalised before each part rather than after. Shapes as in decoder.py."""
+
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from captioning.config import DecoderConfig
+from captioning.data.padded_captions import PaddedCaptions
+from captioning.data.vocabulary import PAD
+from captioning.model.decoders.lstm import shift_right
+
+KeysValues = tuple[Tensor, Tensor]  # each [rows, heads, places or words, H / heads]
+
+
+@dataclass(frozen=True)
+class TransformerState:
+    """Where each of N captions stands: for every layer the keys and values of its ``words`` so far, and those of the
+    B ``images``, shared by N / B captions each; where it looked for the last word: ``weights`` [N, P]."""
+
+    images: tuple[KeysValues, ...]
+    words: tuple[KeysValues, ...] = ()
+    weights: Tensor | None = None
+
+    def select(self, rows: Tensor) -> "TransformerState":
+        """The state of captions ``rows`` [M]; every image keeps its place and gets M / B of them."""
+        weights = None if self.weights is None else self.weights[rows]
+        return replace(self, words=tuple((k[rows], v[rows]) for k, v in self.words), weights=weights)
+
+
+class TransformerDecoder(nn.Module):
+    """Words attend to earlier words and to the grid. Word embeddings are also the classifier's weights (Press & Wolf,
+    https://arxiv.org/abs/1608.05859); positions of words and places are sinusoids, so no length is too long."""
+
+    def __init__(self, config: DecoderConfig, feature_size: int, vocabulary_size: int):
+        super().__init__()
+        width = config.hidden_size
+        self.vocabulary_size = vocabulary_size
+        self.embedding = nn.Embedding(vocabulary_size, width, padding_idx=PAD)
+        nn.init.normal_(self.embedding.weight, std=width**-0.5)
+        self.bias = nn.Parameter(torch.zeros(vocabulary_size))
+        self.place = nn.Sequential(nn.Linear(feature_size, width), nn.LayerNorm(width))
+        layers = (Layer(width, config.num_heads, config.dropout) for _ in range(config.num_layers))
+        self.layers = cast("list[Layer]", nn.ModuleList(layers))
+        self.norm = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, features: Tensor, captions: PaddedCaptions) -> tuple[Tensor, Tensor]:
+        """Teacher forcing: features [B, P, D], N captions of M words -> logits [M, V], penalty.
+
+        Logits as LstmDecoder's; the penalty is nothing.
+        """
+        words, slot = (
+            captions.token_ids,
+            captions.image_index * captions.max_captions_per_image + captions.caption_index,
+        )
+        read = words.new_full((len(features) * captions.max_captions_per_image, words.shape[1]), PAD)
+        read[slot] = shift_right(words)
+        x = self._embed(read, first=0)
+        for layer, image in zip(self.layers, self.start(features).images, strict=True):
+            x, _, _ = layer(x, image)
+        logits = self._classify(x[slot].flatten(0, 1)[captions.target_index])
+        return logits, logits.new_zeros(())
+
+    def start(self, features: Tensor) -> TransformerState:
+        """State after the image: features [B, P, D]."""
+        grid = self.place(features)
+        grid = grid + _grid_positions(grid.shape[1], grid.shape[2], grid.device)
+        return TransformerState(tuple(layer.cross_attn.keys_values(grid) for layer in self.layers))
+
+    def step(self, state: TransformerState, words: Tensor) -> tuple[Tensor, TransformerState]:
+        """One word further: words [N] -> logits [N, V] for the next word, and the new state."""
+        past = state.words or (None,) * len(self.layers)
+        x = self._embed(words.unsqueeze(1), first=state.words[0][0].shape[2] if state.words else 0)
+        after, weights = [], None
+        for layer, image, before in zip(self.layers, state.images, past, strict=True):
+            x, keys_values, queries = layer(x, image, before)
+            after.append(keys_values)
+            weights = layer.cross_attn.weights(queries, image)
+        return self._classify(x.squeeze(1)), TransformerState(state.images, tuple(after), weights)
+
+    def _embed(self, words: Tensor, first: int) -> Tensor:
+        embedded = self.embedding(words) * self.embedding.embedding_dim**0.5
+        at = torch.arange(first, first + words.shape[1], device=words.device)
+        return self.dropout(embedded + _sinusoids(at, self.embedding.embedding_dim))
+
+    def _classify(self, x: Tensor) -> Tensor:
+        return F.linear(self.norm(x), self.embedding.weight, self.bias)
+
+
+class Layer(nn.Module):
+    """Read the caption so far, look at the image, think: each added to what came in."""
+
+    def __init__(self, width: int, heads: int, dropout: float):
+        super().__init__()
+        self.self_attn, self.cross_attn = Attention(width, heads), Attention(width, heads)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, x: Tensor, image: KeysValues, before: KeysValues | None = None
+    ) -> tuple[Tensor, KeysValues, Tensor]:
+        """Words x [N, T, H], of whole captions or, with the words ``before``, the next one; the B images' keys and
+        values. Returns the words' new vectors, keys and values of all words, and the queries to the image [N, T, H]."""
+        normed = self.norms[0](x)
+        keys, values = self.self_attn.keys_values(normed)
+        if before is not None:
+            keys, values = torch.cat([before[0], keys], dim=2), torch.cat([before[1], values], dim=2)
+        x = x + self.dropout(self.self_attn(normed, (keys, values), is_causal=before is None))
+        queries = self.norms[1](x)
+        # An image's captions are so many queries to the same keys.
+        looked = self.cross_attn(queries.reshape(len(image[0]), -1, queries.shape[2]), image)
+        x = x + self.dropout(looked.view_as(x))
+        return x + self.dropout(self.mlp(self.norms[2](x))), (keys, values), queries
+
+
+class Attention(nn.Module):
+    """Multi-head scaled dot-product attention."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.query, self.out = nn.Linear(width, width), nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+
+    def keys_values(self, x: Tensor) -> KeysValues:
+        keys, values = self.key_value(x).chunk(2, dim=-1)
+        return self._split(keys), self._split(values)
+
+    def forward(self, x: Tensor, keys_values: KeysValues, is_causal: bool = False) -> Tensor:
+        """x [R, Q, H] and R rows of keys and values -> [R, Q, H]."""
+        keys, values = keys_values
+        mixed = F.scaled_dot_product_attention(self._split(self.query(x)), keys, values, is_causal=is_causal)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+    def weights(self, x: Tensor, keys_values: KeysValues) -> Tensor:
+        """Where queries x [N, 1, H] look in B images: [N, P], the mean over heads."""
+        keys = keys_values[0]
+        queries = self._split(self.query(x.reshape(len(keys), -1, x.shape[2])))
+        energy = queries @ keys.transpose(2, 3) * keys.shape[3] ** -0.5
+        return energy.float().softmax(dim=-1).mean(dim=1).flatten(0, 1)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+
+def _sinusoids(at: Tensor, width: int) -> Tensor:
+    """Positions [T] -> [T, width]: sines and cosines of wavelengths from 2 pi to 20,000 pi."""
+    rates = torch.exp(torch.arange(0, width, 2, device=at.device) * (-9.210340371976184 / width))  # 10,000^(-i/width)
+    angles = at.unsqueeze(1) * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def _grid_positions(places: int, width: int, device: torch.device) -> Tensor:
+    """[P, width] for a square grid row by row: half for the row, half for the column."""
+    side = torch.arange(round(places**0.5), device=device)
+    line = _sinusoids(side, width // 2)
+    return torch.cat([line.repeat_interleave(len(side), dim=0), line.repeat(len(side), 1)], dim=1)

@@ -1,0 +1,72 @@
+"""Saving while training goes on: the state is copied at once, and a thread writes the copy."""
+
+import copy
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captioning.runs import checkpoint
+from captioning.runs.checkpoint import RunState
+
+
+class Saver:
+    """Writes the checkpoints of a run, on rank 0, one at a time.
+
+    With ``background`` the loop waits for a copy in memory alone (the state's size once more, kept from save to save);
+    without it, for the disk. The interpreter does not exit before a write has ended.
+    """
+
+    def __init__(self, run: Path, texts: dict[str, str], keep: int, background: bool):
+        self._run, self._texts, self._keep, self._background = run, texts, keep, background
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[Path] | None = None
+        self._copy: Any = None
+
+    def start(
+        self,
+        state: RunState,
+        model: dict[str, Tensor],
+        optimizer: dict[str, Any],
+        average: dict[str, Tensor] | None = None,
+    ) -> None:
+        """Begin to write; what is given may change as soon as this returns. An earlier save must be finished."""
+        assert self._writing is None
+        if self._background:
+            self._copy = _copied((model, optimizer, average), self._copy)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()  # the copies from the device were only begun
+            model, optimizer, average = self._copy
+        self._writing = self._thread.submit(
+            checkpoint.save, self._run, state, model, optimizer, self._texts, self._keep, average
+        )
+        if not self._background:
+            self._writing.exception()  # waits
+
+    def finish(self) -> str | None:
+        """Wait for the write, if there is one; what the disk objected to, None when all is well."""
+        writing, self._writing = self._writing, None
+        try:
+            if writing is not None:
+                writing.result()
+        except OSError as error:
+            return str(error)
+        return None
+
+
+def _copied(value: Any, earlier: Any) -> Any:
+    """``value`` with every tensor copied to the CPU, into the memory of an earlier copy where that fits."""
+    if isinstance(value, Tensor):
+        fits = isinstance(earlier, Tensor) and (earlier.shape, earlier.dtype) == (value.shape, value.dtype)
+        place = earlier if fits else torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
+        return place.copy_(value.detach(), non_blocking=True)
+    if isinstance(value, dict):
+        parts = earlier if isinstance(earlier, dict) else {}
+        return {name: _copied(part, parts.get(name)) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        old = earlier if isinstance(earlier, list | tuple) else ()
+        return type(value)(_copied(part, known) for part, known in zip_longest(value, old[: len(value)]))
+    return copy.deepcopy(value)

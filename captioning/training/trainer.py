@@ -1,0 +1,277 @@
+"""One run from its config to its end: set up, resume, fit, validate, save, stop.
+
+The global step is the unit of everything: its samples are fixed by the order alone, its loss is divided by the target
+tokens of all ranks, and between two steps the ranks agree whether to stop.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from captioning.config import Config, save_text
+from captioning.data.batches import CaptionBatch, error_message, train_steps
+from captioning.distributed.ranks import Ranks, init_distributed, is_peer_failure
+from captioning.distributed.stop_signals import StoppedError, StopSignals, stopped_by
+from captioning.distributed.watchdog import Watchdog
+from captioning.runs import run_folder
+from captioning.runs.saver import Saver
+from captioning.training.best import why_stop_early
+from captioning.training.ledger import Ledger, cut_ledgers
+from captioning.training.monitor import Clock, Monitor, start_up_table
+from captioning.training.preparation import Experiment, holds_folder, prepare_run, take_folder
+from captioning.training.train_step import StepResult, TrainStep
+from captioning.training.unreadable import report_unreadable
+from captioning.training.validation import Validation
+from shards.errors import InputError, listed
+
+
+def train(config: Config, stop: StopSignals) -> str:
+    """Run a config to its end, or to a stop signal; the same call again continues it.
+
+    Returns:
+        "finished" or "preempted"; also written to RUN/status.
+
+    Raises:
+        InputError: for anything the user can mend: data, settings, a run folder of another experiment, a full disk.
+    """
+    if config.train.deterministic:
+        enable_determinism()
+    accelerator, ranks = init_distributed(config.precision, config.train.world_size, config.train.hang_seconds)
+    prepared, trainer = False, None
+    try:
+        experiment = prepare_run(config, ranks, stop)
+        prepared = True
+        trainer = Trainer(config, experiment, accelerator, ranks, stop)
+        try:
+            status, detail = trainer.fit(), trainer.progress()
+        finally:
+            trainer.close()
+    except StoppedError as stopped:
+        status, detail = "preempted", f"before the first step, stopped by {stopped}"
+        if ranks.is_main:
+            take_folder(Path(config.run))
+    except BaseException as error:
+        if prepared or holds_folder():
+            _note_failure(Path(config.run), error, ranks)
+        raise
+    if holds_folder():
+        run_folder.set_status(Path(config.run), status, detail)
+    ranks.barrier()
+    if trainer is not None:
+        trainer.train_step.release()
+    accelerator.end_training()
+    return status
+
+
+def enable_determinism() -> None:
+    """From now on GPU kernels give the same bits for the same input, where there are such kernels; of any other PyTorch
+    warns (https://pytorch.org/docs/stable/notes/randomness.html). A CPU does so anyway."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as cuBLAS asks for; read when it is first used
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def _note_failure(run: Path, error: BaseException, ranks: Ranks) -> None:
+    """``failed`` in RUN/status, by the rank it happened to; the others see a peer go, which is no failure of theirs:
+    the run then looks like one that was killed, to be started again."""
+    detail = f"{type(error).__name__}: {error}"
+    if isinstance(error, torch.OutOfMemoryError):
+        advice = "lower train.micro_batch_size, the global batch stays; while validating, evaluate.batch_size"
+        detail = f"rank {ranks.rank} ran out of the device's memory: {advice}. {error}"
+        print(f"error: {detail}", file=sys.stderr)
+    try:
+        if isinstance(error, InputError) and not ranks.is_main:
+            return  # it is raised on all of them
+        if not is_peer_failure(error):
+            run_folder.set_status(run, "failed", detail)
+        elif ranks.is_main and run_folder.status(run)[0] == "running":
+            run_folder.set_status(run, "running", f"until another process was lost: {error}")
+    except OSError as unwritten:
+        print(f"warning: {run / 'status'} could not be written: {unwritten}", file=sys.stderr)
+
+
+class Trainer:
+    """The state of a run in this process. Attributes hold what lives across steps; ``fit`` is the whole story."""
+
+    def __init__(
+        self, config: Config, experiment: Experiment, accelerator: Accelerator, ranks: Ranks, stop: StopSignals
+    ):
+        self.config, self.experiment, self.stop = config, experiment, stop
+        self.accelerator, self.ranks = accelerator, ranks
+        self.run, self.why = Path(config.run), ""
+        self.batches = experiment.train_batches(config, ranks)
+        self.total_steps = experiment.total_steps(config)
+        self.state = replace(experiment.state, world_size=ranks.world_size)
+        captioner = experiment.build_model(config, ranks.is_main)
+        self.train_step = TrainStep(captioner, config, accelerator, ranks, self.total_steps, self.state.step)
+        if experiment.checkpoint is not None:
+            self.train_step.load(experiment.checkpoint)
+        if ranks.is_main:
+            cut_ledgers(self.run, self.state.step)
+        ranks.barrier()
+        self.ledger = Ledger(self.run, ranks.rank) if config.data.ledger else None
+        self.monitor = Monitor(config, experiment, ranks.is_main)
+        self.monitor.table(
+            f"run {config.run}", start_up_table(config, experiment, self.batches, captioner, accelerator.device)
+        )
+        texts = {"config.yaml": save_text(config), "vocabulary.json": experiment.vocabulary.to_json()}
+        self.saver = Saver(self.run, texts, config.checkpoint.keep, config.checkpoint.background)
+        self.saved = self.state if experiment.checkpoint else None  # the last state on disk
+        self.being_saved = self.saved
+        self.watchdog = Watchdog(self.run, ranks, config.train.hang_seconds, self.batches.shards_of)
+        self.validation = Validation(
+            config, experiment, self.train_step, accelerator, ranks, stop, self.watchdog, self.monitor
+        )
+        self.clock = Clock()
+
+    def fit(self) -> str:
+        """Steps until the last, or until a rank is told to stop; validates and saves on the way."""
+        try:
+            self._fit()
+            status = "finished"
+        except StoppedError as stopped:
+            self.why, status = f", stopped by {stopped}", "preempted"
+            self.monitor.say(f"{stopped} received: saving at step {self.state.step} and stopping")
+        self._save(last=True)
+        return status
+
+    def _fit(self) -> None:
+        pin = self.accelerator.device.type == "cuda"
+        steps = train_steps(self.batches, self.state.step, self.total_steps, self.experiment.workers, pin)
+        evaluate_every = self.config.evaluate.every_steps or self.experiment.steps_per_epoch(self.config)
+        self.clock.reset()
+        self.watchdog.start()
+        while True:
+            # Before the first step too: a run stopped while it validated does that first when it is continued.
+            if self._is_time(evaluate_every) and self.state.evaluated_step < self.state.step:
+                self.state = self.validation(self.state)
+                self.clock.reset()
+            if self._is_time(self.config.checkpoint.every_steps) or self.state.best_step == self.state.step:
+                self._save()
+            if self.state.step == self.total_steps:
+                return
+            if why := why_stop_early(self.state, self.config.evaluate):
+                self.why = f", {why}"
+                return
+            self._at("reading its samples")
+            micro_batches, targets, holes = self._read(steps)
+            first = self.experiment.step_range(self.state.step, self.config)[1] == 0
+            so_far = int(holes) + (0 if first else self.state.epoch_unreadable)
+            self.state = replace(self.state, epoch_unreadable=so_far)
+            if holes:
+                report_unreadable(
+                    micro_batches, so_far, len(self.experiment.train), self.config, self.ranks, self.monitor
+                )
+            self._at("computing the update")
+            logging = self._is_time(self.config.monitor.log_every_steps, self.state.step + 1)
+            update = self.train_step.step(self.state.step, micro_batches, targets, with_top5=logging)
+            self._advance(micro_batches, update)
+            self.monitor.step(self.state.step, self._scalars(update, targets) if logging else None)
+
+    def _read(self, steps: Iterator[list[CaptionBatch]]) -> tuple[list[CaptionBatch], float, float]:
+        """The rank's micro-batches of the next step; target tokens and holes of it on all ranks.
+
+        Raises:
+            StoppedError: on every rank, when one was told to stop.
+            InputError: on every rank, when one cannot read its samples.
+        """
+        micro_batches: list[CaptionBatch] = []
+        objection, asked = None, time.perf_counter()
+        try:
+            micro_batches = next(steps)
+        except InputError as error:
+            objection = error_message(error)
+        self.clock.waiting += time.perf_counter() - asked
+        self._at("waiting for the other ranks to have read theirs")
+        mine = [sum(b.targets for b in micro_batches), sum(len(b.holes) for b in micro_batches)]
+        flags = [objection is not None, self.stop.received is not None]
+        targets, holes, failed, stopping = self.ranks.all_reduce_sum([*mine, *flags])
+        if failed:
+            raise InputError(next(filter(None, self.ranks.all_gather(objection))))
+        if stopping:
+            raise stopped_by(self.ranks.all_gather(self.stop.received))
+        return micro_batches, targets, holes
+
+    def _at(self, what: str) -> None:
+        self.watchdog.at(self.state.step + 1, what)
+
+    def _is_time(self, every_steps: int, step: int | None = None) -> bool:
+        step = self.state.step if step is None else step
+        return step > 0 and (step % every_steps == 0 or step == self.total_steps)
+
+    def _advance(self, micro_batches: list[CaptionBatch], update: StepResult) -> None:
+        """The step is done: count its samples, enter them in the ledger, show it."""
+        _, start, stop = self.experiment.step_range(self.state.step, self.config)
+        self.state = replace(
+            self.state,
+            step=self.state.step + 1,
+            samples_seen=self.state.samples_seen + stop - start,
+            skipped_steps=self.state.skipped_steps + update.skipped,
+        )
+        if self.ledger:
+            self.ledger.write(micro_batches)
+        self.clock.count(micro_batches)
+        if update.skipped:
+            self.monitor.say(f"step {self.state.step}: the gradient is not finite; the update is skipped")
+            if update.culprits:
+                self.monitor.say(f"no finite loss:\n{listed(update.culprits)}")
+
+    def _scalars(self, update: StepResult, targets: float) -> dict[str, float]:
+        scalars = {
+            **update.scalars(self.ranks, targets),
+            "train/skipped_steps": float(self.state.skipped_steps),
+            "train/holes": float(self.state.epoch_unreadable),
+            **self.clock.reading(self.ranks.world_size),
+        }
+        self.clock.reset()
+        return scalars
+
+    def _save(self, last: bool = False) -> None:
+        """Have the state saved, unless it is; the ``last`` time wait until it is on disk.
+
+        Raises:
+            InputError: when the disk takes no last checkpoint. Of an earlier one that failed people are told, and the
+                run goes on: the disk may have room by the next.
+        """
+        self._at("saving")
+        objection = self._finish_saving()
+        if self.state != self.saved:
+            if self.ledger:
+                self.ledger.sync()
+            self.monitor.flush()
+            self.ranks.barrier()
+            if self.ranks.is_main:
+                self.saver.start(self.state, *self.train_step.saved_state())
+            self.being_saved = self.state
+            objection = self._finish_saving() if last else None
+        if last and objection:
+            raise InputError(
+                f"The last checkpoint, of step {self.state.step}, could not be written: {objection}\nOn disk is step "
+                f"{self.saved.step if self.saved else 0}. Make room in {self.run}, and give the same command again."
+            )
+
+    def _finish_saving(self) -> str | None:
+        """Wait for the save in flight; what the disk objected to, on every rank. Its best checkpoint is then none."""
+        objection = self.ranks.broadcast(self.saver.finish() if self.ranks.is_main else None)
+        if objection is None:
+            self.saved = self.being_saved
+        else:
+            step = self.being_saved.step if self.being_saved else 0
+            self.monitor.say(f"warning: step {step} could not be saved, training goes on: {objection}")
+            best = (self.saved.best_score, self.saved.best_step) if self.saved else (None, None)
+            self.state = replace(self.state, best_score=best[0], best_step=best[1])
+            self.being_saved = self.saved
+        return objection
+
+    def progress(self) -> str:
+        return f"step {self.state.step} of {self.total_steps}{self.why}"
+
+    def close(self) -> None:
+        self.watchdog.close()
+        self.saver.finish()
+        self.monitor.close()

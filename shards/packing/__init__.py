@@ -1,0 +1,1 @@
+"""Records to shards: pack, plan, merge, index tars of others."""

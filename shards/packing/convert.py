@@ -1,0 +1,69 @@
+"""Images read and converted by worker processes, the results in the order asked for."""
+
+import os
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import active_children, get_context, parent_process
+from threading import Thread
+
+from shards.images import UnreadableImageError, to_training_jpeg
+from shards.sources.image_files import ImageFiles
+from shards.sources.records import Places
+
+LEAVE_S = 2.0  # seconds for workers to end what they are at, after an error; killed at once, they break the pool
+TOGETHER = 8  # images a task: a message each would cost more than it spreads
+
+
+class Converter:
+    """``workers`` processes that make training JPEGs of the named images in ``places``."""
+
+    def __init__(self, places: Places, short_side: int, quality: int, workers: int):
+        # Forked workers would inherit whatever threads the caller runs; a fork server starts clean.
+        context = get_context("forkserver")
+        self._others = set(active_children())
+        self._pool = ProcessPoolExecutor(workers, context, _start_worker, (places, short_side, quality))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, error, *_):
+        self._pool.shutdown(wait=error is None, cancel_futures=True)
+        if error is not None:  # a pool interrupted while it starts may never tell its workers to end, and wait for them
+            deadline = time.monotonic() + LEAVE_S
+            for worker in set(active_children()) - self._others:
+                worker.join(max(0.0, deadline - time.monotonic()))
+                worker.kill()
+
+    def __call__(self, names: Iterable[str]) -> Iterator[bytes | str]:
+        """JPEG bytes, or the reason why there are none, for each image."""
+        return self._pool.map(_convert, names, chunksize=TOGETHER)
+
+
+_images: ImageFiles  # of a worker process, set when it starts: an open zip cannot be sent with each task
+_short_side: int
+_quality: int
+
+
+def _start_worker(places: Places, short_side: int, quality: int) -> None:
+    global _images, _short_side, _quality
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    Thread(target=_die_with_parent, daemon=True).start()
+    _images, _short_side, _quality = ImageFiles(places), short_side, quality
+
+
+def _die_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)  # killed: nobody will ask for anything more
+
+
+def _convert(name: str) -> bytes | str:
+    try:
+        return to_training_jpeg(_images.read(name), _short_side, _quality)
+    except FileNotFoundError:
+        return "file not found"
+    except (OSError, ValueError, UnreadableImageError) as error:  # ValueError: a name no file can have
+        return str(error)

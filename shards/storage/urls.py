@@ -1,0 +1,89 @@
+"""Places that are no local path: http(s) URLs, what fsspec opens (s3://, gs:// ...), and ``pipe:`` commands."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
+
+from shards.errors import InputError
+
+
+@dataclass(frozen=True)
+class Url:
+    """A URL or command that ends in, or holds, a file's name; its neighbours differ in the name alone.
+
+    ``https://host/coco/train.json?token=x`` and ``pipe:ssh host cat /data/train.json`` have the neighbours
+    ``https://host/coco/train-000000.tar?token=x`` and ``pipe:ssh host cat /data/train-000000.tar``.
+    """
+
+    before: str
+    name: str
+    after: str = ""
+
+    @property
+    def text(self) -> str:
+        """The whole of it, also what may be secret."""
+        return self.before + self.name + self.after
+
+    @property
+    def scheme(self) -> str:
+        return "pipe" if self.before.startswith("pipe:") else urlsplit(self.before).scheme
+
+    @property
+    def is_http(self) -> bool:
+        return self.scheme in ("http", "https")
+
+    def with_suffix(self, suffix: str) -> "Url":
+        return Url(self.before, str(PurePosixPath(self.name).with_suffix(suffix)), self.after)
+
+    def __str__(self) -> str:
+        """For people and logs: without passwords, and without a query, which may hold a token."""
+        if self.scheme == "pipe":
+            return self.text
+        return re.sub(r"//[^/@]*@", "//***@", self.before) + self.name
+
+
+Place = Path | Url
+
+
+def place_of(text: str | Path) -> Place:
+    """A local path, or a Url for what begins like one (``scheme://`` or ``pipe:``).
+
+    Raises:
+        InputError: for a ``pipe:`` command in which no NAME.json is to be found.
+    """
+    text = str(text)
+    if text.startswith("pipe:"):
+        names = list(re.finditer(r"[\w.-]+\.json(?![\w.-])", text))
+        if not names:
+            raise InputError(
+                f"{text}: the command must name the split's NAME.json, as in pipe:ssh host cat /data/train.json"
+            )
+        return Url(text[: names[-1].start()], names[-1].group(), text[names[-1].end() :])
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text)
+    if scheme is None:
+        return Path(text)
+    if scheme[1].lower() == "file":
+        return Path(unquote(urlsplit(text).path))
+    path, mark, query = text.partition("?") if scheme[1].lower() in ("http", "https") else (text, "", "")
+    before, slash, name = path.rpartition("/")
+    return Url(before + slash, name, mark + query)
+
+
+def sibling(place: Place, name: str) -> Place:
+    """The file that an index at ``place`` calls ``name``: beside it, or at a URL of its own.
+
+    Raises:
+        InputError: for a command or anything that is no plain path where a command would be run with it.
+    """
+    if name.startswith("pipe:"):
+        raise InputError(
+            f"{place} asks to run {name!r}. Commands are run only where you give them: data.train=pipe:..."
+        )
+    if "://" in name:
+        return place_of(name)
+    if isinstance(place, Path):
+        return place.parent / name
+    if place.scheme == "pipe" and not re.fullmatch(r"[\w./-]+", name):
+        raise InputError(f"{place} names a shard {name!r}: beside a pipe: command, letters, digits, . _ - and / only.")
+    return Url(place.before, name, place.after)
