@@ -73,6 +73,6 @@ def test_where_the_words_are_is_counted_right():
     words = torch.tensor([[4, 2, 0], [5, 6, 2], [6, 2, 0], [7, 8, 2], [2, 0, 0]])
     said = PaddedCaptions.of(words, torch.tensor([2, 3, 2, 3, 1]), torch.tensor([3, 0, 3, 1, 3]))
     assert said.targets.tolist() == [4, 2, 5, 6, 2, 6, 2, 7, 8, 2, 2]
-    assert said.number.tolist() == [0, 0, 1, 0, 2] and said.most == 3
-    assert said.running == (3, 3, 2), "images 0 and 1 have three words to say, image 3 has two, image 2 none"
-    assert said.earlier.tolist() == [0, 9, 18]
+    assert said.caption_index.tolist() == [0, 0, 1, 0, 2] and said.max_captions_per_image == 3
+    assert said.active_images == (3, 3, 2), "images 0 and 1 have three words to say, image 3 has two, image 2 none"
+    assert said.row_offset.tolist() == [0, 9, 18]

@@ -91,7 +91,7 @@ def test_thawed_at_a_step_and_continued_before_at_and_after_it(scene_shards, tmp
         "encoder__gradient_checkpointing": "true",
         "checkpoint__every_steps": 1,
         "checkpoint__keep": 9,
-        "optim__stage_decay": 0.5,
+        "optim__layerwise_lr_decay": 0.5,
         "precision": "bf16",
     }
     whole = tmp_path / "whole"
@@ -164,7 +164,7 @@ def one_rank_has_no_finite_loss(folder: Path) -> None:
     assert "step 5, rank 1: left-1 right-1\n  step 4, rank 1: left-1 right-1" in str(error.value)
     (folder / f"{ranks.rank}").touch()
     ranks.barrier()
-    train_step.release()
+    train_step.replica.release()
     accelerator.end_training()
 
 
@@ -327,7 +327,7 @@ def averages_of_pretrained_weights(folder: Path) -> None:
         assert (captioner.encoder.stages["layer4"][0].conv1.weight == 1).all()
     (folder / f"{ranks.rank}").touch()
     ranks.barrier()
-    train_step.release()
+    train_step.replica.release()
     accelerator.end_training()
 
 
@@ -359,7 +359,7 @@ def frozen_stages_are_folded_once() -> None:
     assert len(twins[0]) == 3 and all(twin is not None for twin in twins[0])
     assert all(one is other for later in twins[1:] for one, other in zip(twins[0], later, strict=True))
     ranks.barrier()
-    train_step.release()
+    train_step.replica.release()
     accelerator.end_training()
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,6 +10,8 @@ from torch import nn
 from captioning.config import OptimConfig
 from captioning.model.captioner import Captioner
 from captioning.model.encoder import STAGES
+
+_CONFIGURED = ("name", "max_lr", "weight_decay", "fused")  # of a parameter group: the config's, also when resumed
 
 
 def adamw(model: Captioner, config: OptimConfig) -> torch.optim.AdamW:
@@ -57,3 +60,19 @@ def set_lrs(optimizer: torch.optim.Optimizer, multiplier: float) -> dict[str, fl
     for group in optimizer.param_groups:
         group["lr"] = group["max_lr"] * multiplier
     return {group["name"]: group["lr"] for group in optimizer.param_groups if group["params"][0].requires_grad}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Take over the moments of a checkpoint; rates and weight decay stay the config's.
+
+    Raises:
+        LookupError, TypeError, ValueError: when it is the state of other parameters.
+    """
+    for group, own in zip(state["param_groups"], optimizer.param_groups, strict=True):
+        group.update({key: own[key] for key in _CONFIGURED})
+    optimizer.load_state_dict(state)
+    # Sums and sums of squares of each gradient element: with another shape the fused kernel would read past the end.
+    for parameter, moments in optimizer.state.items():
+        for name in ("exp_avg", "exp_avg_sq"):
+            if moments[name].shape != parameter.shape:
+                raise ValueError(f"{name} has shape {list(moments[name].shape)}, its weights {list(parameter.shape)}")

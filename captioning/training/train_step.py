@@ -7,22 +7,20 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from captioning.config import Config
 from captioning.data.batches import CaptionBatch
-from captioning.data.padded_captions import PaddedCaptions
 from captioning.distributed.ranks import Ranks
 from captioning.model.captioner import Captioner
 from captioning.model.encoder import eval_batch_norm
 from captioning.model.losses import count_in_top5, perplexity, token_loss
 from captioning.runs.checkpoint import Checkpoint
 from captioning.training.ema import WeightAverage
-from captioning.training.optim import adamw, lr_multiplier, set_lrs
+from captioning.training.optim import load_optimizer, lr_multiplier, set_lrs
+from captioning.training.replica import Replica
 from shards.errors import InputError, listed
 from shards.hashing import key_of
-
-_CONFIGURED = ("name", "max_lr", "weight_decay", "fused")  # of an optimizer group: the config's, also when resumed
 
 
 @dataclass(frozen=True)
@@ -60,11 +58,7 @@ class StepResult:
 
 
 class TrainStep:
-    """Model and optimizer under Accelerate; ``step`` makes one update of the global batch.
-
-    The loader is not prepared by Accelerate (it would hand out each batch W times or split it), and neither is a
-    scheduler: the rate is a function of the step.
-    """
+    """``step`` makes one update of the global batch; optimizer, averaged weights and BatchNorm follow."""
 
     def __init__(
         self,
@@ -78,45 +72,13 @@ class TrainStep:
         self.captioner, self.config, self.accelerator, self.ranks = captioner, config, accelerator, ranks
         self.total_steps = total_steps
         self.skipped_in_a_row: list[tuple[str, ...]] = []  # what each of them blamed
-        self.synced = config.train.sync_batch_norm and ranks.world_size > 1
-        captioner.to(accelerator.device)
+        self.replica = Replica(captioner, config, accelerator, ranks, first_step)
+        # Made after DDP gave rank 0's weights to all: pretrained ones it alone reads.
         self.average = WeightAverage(captioner, config.train.ema_decay) if config.train.ema_decay is not None else None
-        self.optimizer = adamw(captioner, config.optim)
-        if self.synced:
-            nn.SyncBatchNorm.convert_sync_batchnorm(captioner)
-        if config.train.compile:
-            for stage in captioner.encoder.stages.values():
-                stage.compile()  # in place: the parameters keep their names
-        if first_step <= config.encoder.unfreeze_at_step > 0:
-            captioner.encoder.train_from(
-                "none"
-            )  # until that step begins; the optimizer passes over what has no gradient
-        self._wrap()
-        if self.average is not None:
-            self.average.load(
-                captioner.state_dict()
-            )  # DDP gave rank 0's weights to all: pretrained ones it alone reads
 
-    def _wrap(self) -> None:
-        self.model, self.optimizer = self.accelerator.prepare(self.captioner, self.optimizer)
-        self._settle_gradient_buckets()
-        self.model.train()
-        self._statistics = [
-            buffer for m in self.captioner.modules() if _is_batch_norm(m) and m.training for buffer in m.buffers()
-        ]
-
-    def _unfreeze(self) -> None:
-        """The encoder is trained from now on. DDP knows the parameters it began with: it is made anew."""
-        self.captioner.encoder.train_from(self.config.encoder.trainable)
-        if self.ranks.world_size > 1:
-            self.release()
-        self._wrap()
-
-    def release(self) -> None:
-        """Let go of DDP, whose reducer must not outlive the process group that it talks over."""
-        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-        del self.model
-        self.accelerator.free_memory()
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        return self.replica.optimizer
 
     def step(self, step: int, micro_batches: list[CaptionBatch], targets: float, with_top5: bool = False) -> StepResult:
         """Optimizer step ``step`` (from 0) on this rank's micro-batches; ``targets`` counts all ranks' target tokens.
@@ -127,11 +89,11 @@ class TrainStep:
             InputError: after ``train.max_skipped_steps`` updates in a row without a finite gradient, naming samples.
         """
         if 0 < step == self.config.encoder.unfreeze_at_step:
-            self._unfreeze()
+            self.replica.unfreeze()
         # Dropout is seeded by what it is for, so no generator state has to survive a restart.
         torch.manual_seed(key_of("dropout", self.config.seed, step, self.ranks.rank) >> 1)
-        rates = set_lrs(self.optimizer, lr_multiplier(step, self.total_steps, self.config.optim))
-        statistics = [buffer.clone() for buffer in self._statistics]
+        lrs = set_lrs(self.optimizer, lr_multiplier(step, self.total_steps, self.config.optim))
+        statistics = self.replica.statistics_kept()
         parts = self._backward(micro_batches, targets, with_top5)
         norm, finite = self._update()
         culprits: tuple[str, ...] = ()
@@ -140,12 +102,11 @@ class TrainStep:
             if self.average is not None:
                 self.average.update(step)
         else:
-            for buffer, before in zip(self._statistics, statistics, strict=True):
-                buffer.copy_(before)
+            self.replica.restore_statistics(statistics)
             culprits = self._culprits(step, micro_batches, parts)
             self._count_skipped(step, culprits)
         objective, loss, in_top5 = parts.sum(dim=0)
-        return StepResult(objective, loss, in_top5, norm, rates, not finite, culprits)
+        return StepResult(objective, loss, in_top5, norm, lrs, not finite, culprits)
 
     def _backward(self, micro_batches: list[CaptionBatch], targets: float, with_top5: bool) -> Tensor:
         """All gradients of the step; returns objective, loss and count in the top five of each micro-batch [n, 3]."""
@@ -155,7 +116,7 @@ class TrainStep:
             last = number == len(micro_batches) - 1
             if stored[number]:
                 eval_batch_norm(self.captioner)
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
+            with self.replica.accumulating(last):
                 objective, loss, in_top5 = self._losses(batch.to(self.accelerator.device), targets, with_top5)
                 self.accelerator.backward(objective)
             self.captioner.train()
@@ -165,7 +126,7 @@ class TrainStep:
     def _without_statistics(self, micro_batches: list[CaptionBatch]) -> list[bool]:
         """Which micro-batches are normalised by stored statistics: where SyncBatchNorm would wait for a rank that has
         none."""
-        if not self.synced:
+        if not self.replica.synced:
             return [False] * len(micro_batches)
         return [
             empty > 0
@@ -173,7 +134,7 @@ class TrainStep:
         ]
 
     def _losses(self, batch: CaptionBatch, targets: float, with_top5: bool) -> tuple[Tensor, Tensor, Tensor]:
-        logits, penalty = self.model(batch.images, batch.captions)
+        logits, penalty = self.replica.model(batch.images, batch.captions)
         wanted = batch.captions.targets
         smoothing, world_size = self.config.optim.label_smoothing, self.ranks.world_size
         objective, loss = token_loss(logits, wanted, targets, world_size, smoothing)
@@ -211,23 +172,6 @@ class TrainStep:
             "Lower optim.*_lr, add optim.warmup_steps, or use precision=bf16 instead of fp16."
         )
 
-    def _settle_gradient_buckets(self) -> None:
-        """A backward pass without data. DDP arranges its gradient buckets anew after its first one, and may add in
-        another order from then on: done before the first step, a resumed run adds as the uninterrupted one does."""
-        if self.ranks.world_size > 1:
-            device = self.accelerator.device
-            nothing = torch.empty(0, dtype=torch.int64)
-            images = torch.empty(0, 3, 8, 8, dtype=torch.uint8, device=device)
-            logits, _ = self.model(images, PaddedCaptions.of(nothing.view(0, 0), nothing, nothing))
-            logits.sum().backward()
-            self.optimizer.zero_grad()
-
-    def share_buffers(self) -> None:
-        """Rank 0's BatchNorm statistics to all: DDP does it at the next training step, evaluation cannot wait."""
-        if self.ranks.world_size > 1:
-            for buffer in self.captioner.buffers():
-                torch.distributed.broadcast(buffer, src=0)
-
     def averaged(self) -> AbstractContextManager[None]:
         """Within, the model has its averaged weights, if they are kept: those that captions are written with."""
         return nullcontext() if self.average is None else self.average.in_place()
@@ -248,10 +192,7 @@ class TrainStep:
         """
         state = saved.optimizer()
         try:
-            for group, own in zip(state["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True):
-                group.update({key: own[key] for key in _CONFIGURED})
-            self.optimizer.load_state_dict(state["optimizer"])
-            self._check_moments()
+            load_optimizer(self.optimizer, state["optimizer"])
             if self.accelerator.scaler is not None and "scaler" in state:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
             average = saved.average()
@@ -259,14 +200,3 @@ class TrainStep:
                 self.average.load(average)
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise saved.unfitting(error) from error
-
-    def _check_moments(self) -> None:
-        """A sum and a sum of squares of each gradient element: of what has another shape the kernel would read past."""
-        for parameter, state in self.optimizer.state.items():
-            for name in ("exp_avg", "exp_avg_sq"):
-                if state[name].shape != parameter.shape:
-                    raise ValueError(f"{name} has shape {list(state[name].shape)}, its weights {list(parameter.shape)}")
-
-
-def _is_batch_norm(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.batchnorm._BatchNorm)

@@ -64,7 +64,7 @@ def train(config: Config, stop: StopSignals) -> str:
         run_folder.set_status(Path(config.run), status, detail)
     ranks.barrier()
     if trainer is not None:
-        trainer.train_step.release()
+        trainer.train_step.replica.release()
     accelerator.end_training()
     return status
 

@@ -45,7 +45,7 @@ class Validation:
             return state
         captioner, device, workers = self.train_step.captioner, self.accelerator.device, self.experiment.workers
         loss = SplitLoss(captioner, self.experiment.val_captions)
-        self.train_step.share_buffers()
+        self.train_step.replica.share_buffers()
         with self.train_step.averaged(), self.accelerator.autocast():
             captions = caption_split(
                 captioner, self.experiment.vocabulary, val, self.config, self.ranks, device, workers,

@@ -1,0 +1,93 @@
+"""This rank's copy of the model under DDP: wrapping, unfreezing, and BatchNorm's statistics."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import Tensor, nn
+
+from captioning.config import Config
+from captioning.data.padded_captions import PaddedCaptions
+from captioning.distributed.ranks import Ranks
+from captioning.model.captioner import Captioner
+from captioning.training.optim import adamw
+
+
+class Replica:
+    """``model`` is what is trained: the captioner, with several ranks wrapped in DDP; ``optimizer`` updates it.
+
+    Neither the loader nor a scheduler is prepared by Accelerate: it would hand out each batch W times or split it, and
+    the rate is a function of the step.
+    """
+
+    def __init__(self, captioner: Captioner, config: Config, accelerator: Accelerator, ranks: Ranks, first_step: int):
+        self.captioner, self.config, self.accelerator, self.ranks = captioner, config, accelerator, ranks
+        self.synced = config.train.sync_batch_norm and ranks.world_size > 1
+        captioner.to(accelerator.device)
+        optimizer = adamw(captioner, config.optim)
+        if self.synced:
+            nn.SyncBatchNorm.convert_sync_batchnorm(captioner)
+        if config.train.compile:
+            for stage in captioner.encoder.stages.values():
+                stage.compile()  # in place: the parameters keep their names
+        if first_step <= config.encoder.unfreeze_at_step > 0:
+            # Until that step begins; the optimizer passes over what has no gradient.
+            captioner.encoder.train_from("none")
+        self._wrap(optimizer)
+
+    def _wrap(self, optimizer: torch.optim.Optimizer) -> None:
+        self.model: nn.Module
+        self.optimizer: AcceleratedOptimizer
+        self.model, self.optimizer = self.accelerator.prepare(self.captioner, optimizer)
+        self._settle_gradient_buckets()
+        self.model.train()
+        self.statistics = [
+            buffer for m in self.captioner.modules() if _is_batch_norm(m) and m.training for buffer in m.buffers()
+        ]
+
+    def unfreeze(self) -> None:
+        """The encoder is trained from now on. DDP knows the parameters it began with: it is made anew."""
+        self.captioner.encoder.train_from(self.config.encoder.trainable)
+        if self.ranks.world_size > 1:
+            self.release()
+        self._wrap(self.optimizer)
+
+    def release(self) -> None:
+        """Let go of DDP, whose reducer must not outlive the process group that it talks over."""
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        del self.model
+        self.accelerator.free_memory()
+
+    def accumulating(self, last: bool) -> AbstractContextManager[None]:
+        """Within, gradients are added up on this rank alone, unless it is the step's ``last`` micro-batch."""
+        return nullcontext() if last else self.accelerator.no_sync(self.model)
+
+    def share_buffers(self) -> None:
+        """Rank 0's BatchNorm statistics to all: DDP does it at the next training step, evaluation cannot wait."""
+        if self.ranks.world_size > 1:
+            for buffer in self.captioner.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+
+    def statistics_kept(self) -> list[Tensor]:
+        """A copy of BatchNorm's statistics, for ``restore_statistics``."""
+        return [buffer.clone() for buffer in self.statistics]
+
+    def restore_statistics(self, kept: list[Tensor]) -> None:
+        for buffer, before in zip(self.statistics, kept, strict=True):
+            buffer.copy_(before)
+
+    def _settle_gradient_buckets(self) -> None:
+        """A backward pass without data. DDP arranges its gradient buckets anew after its first one, and may add in
+        another order from then on: done before the first step, a resumed run adds as the uninterrupted one does."""
+        if self.ranks.world_size > 1:
+            device = self.accelerator.device
+            nothing = torch.empty(0, dtype=torch.int64)
+            images = torch.empty(0, 3, 8, 8, dtype=torch.uint8, device=device)
+            logits, _ = self.model(images, PaddedCaptions.of(nothing.view(0, 0), nothing, nothing))
+            logits.sum().backward()
+            self.optimizer.zero_grad()
+
+
+def _is_batch_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)
