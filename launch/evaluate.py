@@ -17,14 +17,13 @@ from rich.console import Console
 from captioning.data.batches import open_split
 from captioning.data.captions import EncodedCaptions, encode
 from captioning.distributed.ranks import Ranks, init_distributed
-from captioning.evaluation.caption_split import caption_split
+from captioning.evaluation.caption_split import CaptionSplit
 from captioning.evaluation.results import ScoredCaptions, in_common, match_references, read_references, read_results
 from captioning.evaluation.scores import compare, evaluate
 from captioning.evaluation.split_loss import SplitLoss
 from captioning.inference.predictor import Predictor
 from captioning.metrics.ptb import TOKENIZER
 from captioning.runs.progress import bar
-from captioning.training.preparation import loader_workers
 from launch.cli.command import at_least_one, output_file, run
 from launch.cli.score_tables import show_differences, show_left_out, show_scores, show_teacher_forcing
 from shards.errors import InputError
@@ -90,10 +89,12 @@ def _of_run(folder: Path, arguments: argparse.Namespace, device: torch.device, r
     ):
         encode(index, Path(encoded), 1, config.data.max_words, predictor.vocabulary)
         loss = SplitLoss(predictor.model, EncodedCaptions(Path(encoded)))
-        captions = caption_split(
-            predictor.model, predictor.vocabulary, index, config, ranks, device, loader_workers(config), on_progress,
-            also=loss.add,
-        )  # fmt: skip
+        work = CaptionSplit(predictor.model, predictor.vocabulary, index, config, ranks, device)
+        for batch in work:
+            if batch is not None:
+                loss.add(batch.images, batch.samples)
+            on_progress(work.done, work.stop - work.start)
+        captions = work.gather()
         mean = loss.mean(ranks)
     split = arguments.split if arguments.split in splits else f"{index.name}-{index.fingerprint[:8]}"
     if config != predictor.config:  # the report tells of captions searched for as the run's own config says
@@ -106,7 +107,7 @@ def _of_run(folder: Path, arguments: argparse.Namespace, device: torch.device, r
             print(f"note: {results} cannot be written: {error.strerror}", file=sys.stderr)
     about = {
         "split": str(path), "step": predictor.step, "beam_size": config.evaluate.beam_size,
-        "results": str(results), "holes": captions.holes,
+        "results": str(results), "holes": captions.unreadable,
         "teacher_forcing": {"loss": mean, "perplexity": math.exp(min(mean, 700.0))},
     }  # fmt: skip
     return captions.match_references(index), about

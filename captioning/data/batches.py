@@ -303,3 +303,11 @@ def _end_loaders() -> None:
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()
+
+
+def loader_workers(config: Config) -> int:
+    """Loader processes a rank: as configured, else this machine's cores shared by its ranks, one left for each rank."""
+    if config.data.num_workers is not None:
+        return config.data.num_workers
+    cores = len(os.sched_getaffinity(0))
+    return max(0, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))

@@ -1,13 +1,18 @@
 """Exact evaluation by any number of processes: every image captioned once, scored once, together."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
 
 import torch
 
 from captioning.config import Config
-from captioning.data.batches import EvaluationBatches, ImageBatch, error_message, evaluation_loader
+from captioning.data.batches import (
+    EvaluationBatches,
+    ImageBatch,
+    error_message,
+    evaluation_loader,
+    loader_workers,
+)
 from captioning.data.transforms import preprocessing_of
 from captioning.data.vocabulary import Vocabulary
 from captioning.distributed.ranks import Ranks
@@ -25,10 +30,10 @@ class Captions:
     """Generated captions of a split by sample number, and the images that could not be read."""
 
     of_sample: dict[int, str]
-    holes: list[str]
+    unreadable: list[str]
 
     def match_references(self, index: Index) -> ScoredCaptions:
-        """The captions beside the split's references, in its order; missing: holes and images without references.
+        """The captions and their references, in the split's order; missing: unreadable images, those without references.
 
         Raises:
             InputError: when no captioned image has a reference.
@@ -42,7 +47,7 @@ class Captions:
             tuple(text.image_id for text, _ in known),
             tuple(caption for _, caption in known),
             tuple(Reference(text.captions, text.label) for text, _ in known),
-            (*self.holes, *(f"{text.key}: it has no references" for text, _ in captioned if not text.captions)),
+            (*self.unreadable, *(f"{text.key}: it has no references" for text, _ in captioned if not text.captions)),
         )
 
     def results(self, index: Index) -> list[dict[str, object]]:
@@ -51,69 +56,76 @@ class Captions:
         return [{"image_id": texts[s].image_id, "caption": caption} for s, caption in sorted(self.of_sample.items())]
 
 
-def caption_split(
-    model: Captioner,
-    vocabulary: Vocabulary,
-    index: Index,
-    config: Config,
-    ranks: Ranks,
-    device: torch.device,
-    workers: int,
-    on_progress=lambda done, total: None,
-    between_batches=lambda: None,
-    also=lambda images, samples: None,
-) -> Captions:
-    """Caption every image of a split, searched for as ``config.evaluate`` says; each rank takes a contiguous part, all
-    get the whole.
+class CaptionSplit:
+    """Captions every image of a split, searched for as ``config.evaluate`` says; each rank takes a contiguous part.
 
-    Ranks take whole batches of the split's order, so that the batches an image is in are the same for any number of
-    ranks, and with them its caption.
+    Iterating does the work, a batch at a time and equally often on every rank: a round yields the batch just captioned,
+    its images on the device, or None where a rank has none left. So the ranks can agree between two rounds to give up.
+    ``gather`` then has the captions of all ranks.
 
-    The model's BatchNorm buffers must be alike on all ranks. It is left in the mode it came in. ``between_batches`` is
-    called equally often on every rank, so that they can agree in it to give up: what it raises ends the work.
-    ``also`` gets every batch too: uint8 [B, 3, S, S] on the device, and the images' numbers in the split.
-
-    Raises:
-        InputError: on every rank, when one cannot read its samples, or none of them any image.
+    Ranks take whole batches of the split's order: the batches an image is in are the same for any number of ranks, and
+    with them its caption. The model's BatchNorm buffers must be alike on all ranks; it is left in the mode it came in.
     """
-    size = config.evaluate.batch_size
-    batches_of_split = -(-len(index) // size)
-    first, last = rank_part(0, batches_of_split, ranks.rank, ranks.world_size)
-    start, stop = first * size, min(last * size, len(index))
-    training = model.training
-    model.eval()
-    captions: dict[int, str] = {}
-    holes: list[str] = []
-    batches = EvaluationBatches(index, preprocessing_of(config))
-    loader: Iterator[ImageBatch] = iter(evaluation_loader(batches, start, stop, size, workers))
-    options = options_of(config.evaluate)
-    objection: str | None = None
-    try:
-        for _ in range(-(-batches_of_split // ranks.world_size)):
-            between_batches()
-            try:
-                read = list(islice(loader, 1))  # none, where this rank's part is a batch shorter
-            except InputError as error:
-                objection, read, loader = error_message(error), [], iter(())
-            for batch in read:
-                holes += map(str, batch.holes)
-                if batch.samples:
-                    images = batch.images.to(device)
-                    found = search([model], images, options, config.data.max_words)
-                    also(images, batch.samples)
-                    captions |= {
-                        s: vocabulary.decode(best[0].ids if best else ())  # none: the output was not finite
-                        for s, best in zip(batch.samples, found, strict=True)
-                    }
-                on_progress(len(captions) + len(holes), stop - start)
-    finally:
-        model.train(training)
-    if objections := [each for each in ranks.all_gather(objection) if each]:
-        raise InputError(objections[0])
-    parts = ranks.all_gather((captions, holes))
-    if not any(part for part, _ in parts):
-        raise InputError(f"No image of {index.path} could be read: there is nothing to score.")
-    return Captions({s: c for part, _ in parts for s, c in part.items()}, [h for _, part in parts for h in part])
+
+    def __init__(
+        self, model: Captioner, vocabulary: Vocabulary, index: Index, config: Config, ranks: Ranks, device: torch.device
+    ):
+        self.model, self.vocabulary, self.index, self.config = model, vocabulary, index, config
+        self.ranks, self.device = ranks, device
+        size = config.evaluate.batch_size
+        self._batches_of_split = -(-len(index) // size)
+        first, last = rank_part(0, self._batches_of_split, ranks.rank, ranks.world_size)
+        self.start, self.stop = first * size, min(last * size, len(index))  # this rank's part
+        self.done = 0  # images of it
+        self._captions: dict[int, str] = {}
+        self._unreadable: list[str] = []
+        self._error: str | None = None
+
+    def __iter__(self) -> Iterator[ImageBatch | None]:
+        batches = EvaluationBatches(self.index, preprocessing_of(self.config))
+        loader: Iterator[ImageBatch] = iter(
+            evaluation_loader(
+                batches, self.start, self.stop, self.config.evaluate.batch_size, loader_workers(self.config)
+            )
+        )
+        training = self.model.training
+        self.model.eval()
+        try:
+            for _ in range(-(-self._batches_of_split // self.ranks.world_size)):
+                try:
+                    batch = next(loader, None)  # None where this rank's part is a batch shorter
+                except InputError as error:  # told to all ranks by ``gather``
+                    self._error, batch, loader = error_message(error), None, iter(())
+                yield None if batch is None else self._caption(batch)
+        finally:
+            self.model.train(training)
+
+    def _caption(self, batch: ImageBatch) -> ImageBatch | None:
+        self._unreadable += map(str, batch.holes)
+        self.done += len(batch.samples) + len(batch.holes)
+        if not batch.samples:
+            return None
+        batch = replace(batch, images=batch.images.to(self.device))
+        found = search([self.model], batch.images, options_of(self.config.evaluate), self.config.data.max_words)
+        for sample, best in zip(batch.samples, found, strict=True):
+            self._captions[sample] = self.vocabulary.decode(best[0].ids if best else ())  # none: output not finite
+        return batch
+
+    def gather(self) -> Captions:
+        """All ranks' captions, on every rank.
+
+        Raises:
+            InputError: on every rank, when one could not read its samples, or none of them any image.
+        """
+        if errors := [error for error in self.ranks.all_gather(self._error) if error]:
+            raise InputError(errors[0])
+        parts = self.ranks.all_gather((self._captions, self._unreadable))
+        if not any(captions for captions, _ in parts):
+            raise InputError(f"No image of {self.index.path} could be read: there is nothing to score.")
+        return Captions(
+            {sample: caption for captions, _ in parts for sample, caption in captions.items()},
+            [line for _, unreadable in parts for line in unreadable],
+        )
 
 
 def score_captions(captions: Captions, index: Index) -> dict[str, float]:

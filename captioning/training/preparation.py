@@ -1,6 +1,5 @@
 """What a run needs before its first step: data, vocabulary, and the checkpoint to continue from."""
 
-import os
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from captioning.config import IDENTITY, Config, flat, save_text
 from captioning.config import load as load_config
 from captioning.data import captions as encoded
 from captioning.data import vocabulary as vocab
-from captioning.data.batches import TrainBatches, open_split
+from captioning.data.batches import TrainBatches, loader_workers, open_split
 from captioning.data.captions import EncodedCaptions
 from captioning.data.transforms import preprocessing_of
 from captioning.data.vocabulary import Vocabulary
@@ -235,11 +234,3 @@ def _checkpoint_to_continue(run: Path, train: Index) -> Checkpoint | None:
             f"{train.path} has {train.fingerprint[:16]}. Give the run its own data, or choose another run=FOLDER."
         )
     return found
-
-
-def loader_workers(config: Config) -> int:
-    """Loader processes a rank: as configured, else this machine's cores shared by its ranks, one left for each rank."""
-    if config.data.num_workers is not None:
-        return config.data.num_workers
-    cores = len(os.sched_getaffinity(0))
-    return max(0, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))

@@ -10,7 +10,7 @@ from captioning.config import Config
 from captioning.distributed.ranks import Ranks
 from captioning.distributed.stop_signals import StopSignals, stopped_by
 from captioning.distributed.watchdog import Watchdog
-from captioning.evaluation.caption_split import caption_split, score_captions
+from captioning.evaluation.caption_split import CaptionSplit, score_captions
 from captioning.evaluation.split_loss import SplitLoss
 from captioning.model.losses import perplexity
 from captioning.runs.checkpoint import RunState
@@ -43,14 +43,16 @@ class Validation:
         val = self.experiment.val
         if val is None or self.experiment.val_captions is None:
             return state
-        captioner, device, workers = self.train_step.captioner, self.accelerator.device, self.experiment.workers
+        captioner, device = self.train_step.captioner, self.accelerator.device
         loss = SplitLoss(captioner, self.experiment.val_captions)
+        work = CaptionSplit(captioner, self.experiment.vocabulary, val, self.config, self.ranks, device)
         self.train_step.replica.share_buffers()
         with self.train_step.averaged(), self.accelerator.autocast():
-            captions = caption_split(
-                captioner, self.experiment.vocabulary, val, self.config, self.ranks, device, workers,
-                between_batches=lambda: self._stop_if_told(state), also=loss.add,
-            )  # fmt: skip
+            for batch in work:
+                if batch is not None:
+                    loss.add(batch.images, batch.samples)
+                self._stop_if_told(state)
+        captions = work.gather()
         scores = self.ranks.run_on_main(
             lambda _: score_captions(captions, val), lambda: self._told_while_scoring(state)
         )

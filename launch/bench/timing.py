@@ -40,7 +40,7 @@ def side_by_side(
     What ``before`` has for a runner is done, untimed, before each of its turns.
     """
     names = list(runners)
-    lrs: dict[str, list[float]] = {name: [] for name in names}
+    rates: dict[str, list[float]] = {name: [] for name in names}
     with bar("measuring") as on_progress:
         for round_number in range(warm_up + rounds):
             turn = round_number % len(names)
