@@ -33,7 +33,7 @@ class Captions:
     unreadable: list[str]
 
     def match_references(self, index: Index) -> ScoredCaptions:
-        """The captions and their references, in the split's order; missing: unreadable images, those without references.
+        """The captions and their references, in its order; missing: unreadable images, those without references.
 
         Raises:
             InputError: when no captioned image has a reference.

@@ -6,9 +6,8 @@ from torch import Tensor, nn
 
 from captioning.config import Config
 from captioning.data.padded_captions import PaddedCaptions
-from captioning.model.decoders.attention import AttentionDecoder
-from captioning.model.decoders.lstm import LstmDecoder
-from captioning.model.decoders.transformer import TransformerDecoder
+from captioning.model.decoders import DECODERS
+from captioning.model.decoders.protocol import Decoder
 from captioning.model.encoder import Encoder, eval_batch_norm
 
 
@@ -25,23 +24,19 @@ class Captioner(nn.Module):
         self.grid_size = config.encoder.grid_size
         self.projection: nn.Module = nn.Identity()
         size = self.encoder.feature_size
-        self.decoder: LstmDecoder | AttentionDecoder | TransformerDecoder
-        match config.decoder.name:
-            case "lstm":
-                width = config.decoder.embedding_size
-                norm = nn.BatchNorm1d(width) if config.encoder.projection_batch_norm else nn.Identity()
-                self.projection = nn.Sequential(nn.Linear(size, width), norm)
-                self.decoder = LstmDecoder(config.decoder, vocabulary_size)
-            case "attention":
-                self.decoder = AttentionDecoder(config.decoder, size, vocabulary_size)
-            case "transformer":
-                self.decoder = TransformerDecoder(config.decoder, size, vocabulary_size)
+        kind = DECODERS[config.decoder.name]
+        if not kind.uses_grid:
+            width = config.decoder.embedding_size
+            norm = nn.BatchNorm1d(width) if config.encoder.projection_batch_norm else nn.Identity()
+            self.projection = nn.Sequential(nn.Linear(size, width), norm)
+            size = width
+        self.decoder: Decoder = kind(config.decoder, size, vocabulary_size)
         self.to(memory_format=torch.channels_last)
 
     def encode(self, images: Tensor) -> Tensor:
         """uint8 [B, 3, S, S] -> what the decoder looks at: features [B, E] for the LSTM, else a grid [B, P, D]."""
         features = self.encoder(images)
-        if isinstance(self.decoder, LstmDecoder):
+        if not self.decoder.uses_grid:
             return self.projection(features.mean(dim=(2, 3)))
         if self.grid_size is not None:
             features = F.adaptive_avg_pool2d(features, self.grid_size)

@@ -32,6 +32,8 @@ class AttentionDecoder(nn.Module):
     """Bahdanau attention over the grid, a gate on what it returns (the paper's beta), hidden and cell state begun from
     the mean feature, and the doubly stochastic regulariser."""
 
+    uses_grid = True
+
     def __init__(self, config: DecoderConfig, feature_size: int, vocabulary_size: int):
         super().__init__()
         hidden = config.hidden_size

@@ -32,14 +32,14 @@ class LstmDecoder(nn.Module):
     """The image feature is the LSTM's first input, then <start> and the words: Vinyals et al., "Show and Tell"
     (https://arxiv.org/abs/1411.4555)."""
 
-    def __init__(self, config: DecoderConfig, vocabulary_size: int):
+    uses_grid = False
+
+    def __init__(self, config: DecoderConfig, feature_size: int, vocabulary_size: int):
         super().__init__()
         self.vocabulary_size = vocabulary_size
         between = config.dropout if config.num_layers > 1 else 0.0
         self.embedding = nn.Embedding(vocabulary_size, config.embedding_size, padding_idx=PAD)
-        self.lstm = nn.LSTM(
-            config.embedding_size, config.hidden_size, config.num_layers, batch_first=True, dropout=between
-        )
+        self.lstm = nn.LSTM(feature_size, config.hidden_size, config.num_layers, batch_first=True, dropout=between)
         self.classifier = nn.Linear(config.hidden_size, vocabulary_size)
         self.dropout = nn.Dropout(config.dropout)
         initialise(self.lstm, self.classifier)

@@ -35,6 +35,8 @@ class TransformerDecoder(nn.Module):
     """Words attend to earlier words and to the grid. Word embeddings are also the classifier's weights (Press & Wolf,
     https://arxiv.org/abs/1608.05859); positions of words and places are sinusoids, so no length is too long."""
 
+    uses_grid = True
+
     def __init__(self, config: DecoderConfig, feature_size: int, vocabulary_size: int):
         super().__init__()
         width = config.hidden_size
