@@ -151,7 +151,7 @@ IDENTITY = (
 )
 
 
-def load(path: str | Path, overrides: list[str] | None = None) -> Config:
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     """Read a YAML config and apply ``key.name=value`` overrides.
 
     Raises:
@@ -178,7 +178,7 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
 
 
 def from_dict(values: Any, where: str) -> Config:
-    """A Config from nested dictionaries; see ``load``.
+    """A Config from nested dictionaries; see ``load_config``.
 
     Raises:
         InputError: listing every mistake at once.

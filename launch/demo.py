@@ -83,7 +83,7 @@ def _draw_unseen(count: int) -> None:
     (FOLDER / "unseen").mkdir()
     for number, picture in enumerate(pictures):
         picture.save(FOLDER / "unseen" / f"{number:02d}.png")
-    captions = [caption.text for caption in Predictor.from_checkpoint(RUN).caption(pictures)]
+    captions = [caption.text for caption in Predictor.from_checkpoint(RUN).caption([*pictures])]
     right = [scenes.is_right(caption, scene) for caption, scene in zip(captions, drawn, strict=True)]
     caption_sheet(pictures, captions, right, FOLDER / "captions.png", "Scenes the model has not seen, and what it says")
 

@@ -5,22 +5,17 @@ A run captions every image of a split first; under `accelerate launch` the proce
 
 import argparse
 import json
-import math
-import sys
-import tempfile
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 
-from captioning.data.batches import open_split
-from captioning.data.captions import EncodedCaptions, encode
 from captioning.distributed.ranks import Ranks, init_distributed
-from captioning.evaluation.caption_split import CaptionSplit
-from captioning.evaluation.results import ScoredCaptions, in_common, match_references, read_references, read_results
+from captioning.evaluation.results import in_common, match_references, read_references, read_results
 from captioning.evaluation.scores import compare, evaluate
-from captioning.evaluation.split_loss import SplitLoss
+from captioning.inference.evaluate_run import RunCaptions, caption_run
 from captioning.inference.predictor import Predictor
 from captioning.metrics.ptb import TOKENIZER
 from captioning.runs.progress import bar
@@ -34,20 +29,20 @@ def main() -> None:
     arguments = _arguments()
     accelerator, ranks = init_distributed("no")
     sources = arguments.compare or [arguments.results or arguments.run]
-    captioned, about = zip(*[_captions(s, arguments, accelerator.device, ranks) for s in sources], strict=True)
+    of_each = [_captions(source, arguments, accelerator.device, ranks) for source in sources]
     accelerator.end_training()
     if not ranks.is_main:
         return  # the others need not wait while one scores
     with Console(stderr=True).status("scoring"):
         if arguments.compare:
-            of_a, of_b, found = compare(*in_common(*captioned), arguments.java_seconds)
-            document = {
-                "a": about[0], "b": about[1], "images": len(of_a.captioned), "tokenizer": TOKENIZER,
+            of_a, of_b, found = compare(*in_common(*(one.captions for one in of_each)), arguments.java_seconds)
+            document: dict[str, Any] = {
+                "a": of_each[0].about, "b": of_each[1].about, "images": len(of_a.captioned), "tokenizer": TOKENIZER,
                 "skipped": of_a.skipped | of_b.skipped, "differences": [asdict(difference) for difference in found],
             }  # fmt: skip
         else:
-            evaluation = evaluate(captioned[0], arguments.java_seconds)
-            document = {**about[0], **evaluation.document()}
+            evaluation = evaluate(of_each[0].captions, arguments.java_seconds)
+            document = {**of_each[0].about, **evaluation.document()}
     if arguments.json:
         write_atomically(arguments.json, json.dumps(document, indent=1).encode())
     if arguments.compare:
@@ -59,58 +54,16 @@ def main() -> None:
             show_teacher_forcing(**document["teacher_forcing"])
 
 
-Found = tuple[ScoredCaptions, dict]  # captions beside their references, and where they come from
-
-
-def _captions(source: Path, arguments: argparse.Namespace, device: torch.device, ranks: Ranks) -> Found:
+def _captions(source: Path, arguments: argparse.Namespace, device: torch.device, ranks: Ranks) -> RunCaptions:
     """The captions of a run folder or a results file."""
     if source == arguments.run or (arguments.compare and source.is_dir()):
-        return _of_run(source, arguments, device, ranks)
+        predictor = Predictor.from_checkpoint(source, arguments.checkpoint, device=str(device))
+        with bar("captioning", shown=ranks.is_main) as on_progress:
+            return caption_run(predictor, source, arguments.split, ranks, arguments.beam, on_progress)
     if not arguments.captions:
         raise InputError(f"{source} needs --captions REFERENCES.json: COCO captions, or a split's NAME.json.")
-    captioned = match_references(read_results(source), read_references(arguments.captions), source)
-    return captioned, {"results": str(source), "references": str(arguments.captions)}
-
-
-def _of_run(folder: Path, arguments: argparse.Namespace, device: torch.device, ranks: Ranks) -> Found:
-    predictor = Predictor.from_checkpoint(folder, arguments.checkpoint, device=str(device))
-    config = predictor.config
-    if arguments.beam:
-        config = replace(config, evaluate=replace(config.evaluate, beam_size=arguments.beam))
-    splits = {"train": config.data.train, "val": config.data.val}
-    path = splits.get(arguments.split, arguments.split)
-    if not path:
-        raise InputError(f"The run has no data.{arguments.split}. Give --split the path of a split's NAME.json.")
-    index = open_split(path, config)
-    with (
-        tempfile.TemporaryDirectory() as encoded,
-        bar("captioning", shown=ranks.is_main) as on_progress,
-        predictor.autocast(),
-    ):
-        encode(index, Path(encoded), 1, config.data.max_words, predictor.vocabulary)
-        loss = SplitLoss(predictor.model, EncodedCaptions(Path(encoded)))
-        work = CaptionSplit(predictor.model, predictor.vocabulary, index, config, ranks, device)
-        for batch in work:
-            if batch is not None:
-                loss.add(batch.images, batch.samples)
-            on_progress(work.done, work.stop - work.start)
-        captions = work.gather()
-        mean = loss.mean(ranks)
-    split = arguments.split if arguments.split in splits else f"{index.name}-{index.fingerprint[:8]}"
-    if config != predictor.config:  # the report tells of captions searched for as the run's own config says
-        split += f"-beam{config.evaluate.beam_size}"
-    results = folder / f"captions-{split}-step-{predictor.step}.json"
-    if ranks.is_main:
-        try:
-            write_atomically(results, json.dumps(captions.results(index), ensure_ascii=False).encode())
-        except OSError as error:  # someone else's run: its scores can be had all the same
-            print(f"note: {results} cannot be written: {error.strerror}", file=sys.stderr)
-    about = {
-        "split": str(path), "step": predictor.step, "beam_size": config.evaluate.beam_size,
-        "results": str(results), "holes": captions.unreadable,
-        "teacher_forcing": {"loss": mean, "perplexity": math.exp(min(mean, 700.0))},
-    }  # fmt: skip
-    return captions.match_references(index), about
+    captions = match_references(read_results(source), read_references(arguments.captions), source)
+    return RunCaptions(captions, {"results": str(source), "references": str(arguments.captions)})
 
 
 def _title(document: dict) -> str:

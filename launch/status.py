@@ -7,7 +7,7 @@ never began: starting it again would change nothing. 2: bad input.
 import argparse
 from pathlib import Path
 
-from captioning.config import load
+from captioning.config import load_config
 from captioning.runs import run_folder
 from launch.cli.command import PREEMPTED, run
 
@@ -22,7 +22,7 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as given to launch/train.py")
     arguments = parser.parse_args()
     path = Path(arguments.config)
-    folder = path if path.is_dir() else Path(load(path, arguments.overrides).run)
+    folder = path if path.is_dir() else Path(load_config(path, arguments.overrides).run)
     status, detail = run_folder.status(folder)
     print(f"{folder}: {status or 'no run has begun here'}{detail and ', '}{detail}")
     return EXIT.get(status, 1)

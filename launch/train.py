@@ -2,13 +2,13 @@
 
 import argparse
 
-from captioning.config import Config, flat, load
+from captioning.config import Config, flat, load_config
 from captioning.distributed.stop_signals import StopSignals
 from launch.cli.command import PREEMPTED, run
 
 
 def main() -> int:
-    config = load(*_arguments())
+    config = load_config(*_arguments())
     stop = StopSignals()
     from captioning.training.trainer import train  # seconds of imports, in which a signal may come already
 

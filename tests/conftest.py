@@ -130,7 +130,7 @@ def untrained_run(folder: Path, seed: int = 0, vocabulary: Vocabulary = UNTRAINE
     changes = {"data__train": folder / "train.json"} | changes
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text("{}\n")
-    config = configuration.load(folder / "config.yaml", settings(folder, folder, **changes))
+    config = configuration.load_config(folder / "config.yaml", settings(folder, folder, **changes))
     torch.manual_seed(seed)
     model = Captioner(config, len(vocabulary))
     model.decoder.classifier.bias.data[vocab.END] = -1.0  # captions of some words

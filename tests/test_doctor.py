@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from captioning.config import Config, load, save_text
+from captioning.config import Config, load_config, save_text
 from captioning.data import vocabulary as vocab
 from captioning.doctor import split
 from captioning.doctor.checks import Check, look, size
@@ -80,7 +80,7 @@ def test_a_run_is_looked_at_without_being_touched(scene_shards, tmp_path, empty_
     run = tmp_path / "run"
     run.mkdir()
     shutil.copytree(scene_shards, tmp_path / "shards")
-    config = load(empty_config, settings(tmp_path / "shards", run, train__epochs=1))
+    config = load_config(empty_config, settings(tmp_path / "shards", run, train__epochs=1))
     (run / "config.yaml").write_text(save_text(config))
     assert [c.what for c in run_checks(run, config) if c.well is False] == []
     assert seen(run_checks(run, config))["newest checkpoint"] == "none yet"
@@ -97,7 +97,7 @@ def test_the_command_on_two_processes(scene_shards, tmp_path, empty_config):
     """As training is launched: both processes, their sum, and the run they would continue."""
     run = tmp_path / "run"
     run.mkdir()
-    (run / "config.yaml").write_text(save_text(load(empty_config, settings(scene_shards, run, train__epochs=1))))
+    (run / "config.yaml").write_text(save_text(load_config(empty_config, settings(scene_shards, run, train__epochs=1))))
     accelerate = [str(Path(sys.executable).with_name("accelerate")), "launch"]
     cpu = ["--config_file", str(ROOT / "launch" / "accelerate" / "cpu2.yaml")]
     done = run_command([*accelerate, *cpu, "-m", "launch.doctor", str(run)])
@@ -122,7 +122,7 @@ def test_whatever_a_check_meets_is_told_and_no_crash():
 @pytest.mark.parametrize("kind", ["lstm", "attention", "transformer"])
 def test_what_is_tried_on_a_gpu_runs(empty_config, tmp_path, kind):
     """The pass whose memory is tried, on a CPU: of as many images, the longest captions, and every decoder."""
-    config = load(empty_config, settings(tmp_path, tmp_path, decoder__name=kind, train__epochs=1))
+    config = load_config(empty_config, settings(tmp_path, tmp_path, decoder__name=kind, train__epochs=1))
     try_micro_batch(config, 10, 3, torch.device("cpu"))
 
 

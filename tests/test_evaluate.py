@@ -66,7 +66,7 @@ def run_without_training(run: Path, shards: Path, vocabulary: Vocabulary, step: 
     path = run.parent / "empty.yaml"
     path.write_text("{}\n")
     overrides = settings(shards, run, train__total_steps=1, data__val=shards / "val.json", evaluate__batch_size=2)
-    loaded = config.load(path, overrides)
+    loaded = config.load_config(path, overrides)
     texts = {"config.yaml": config.save_text(loaded), "vocabulary.json": vocabulary.to_json()}
     model = Captioner(loaded, len(vocabulary)).state_dict()
     checkpoint.save(run, RunState(step, 0, 1, "x"), model, {}, texts, keep=2)
@@ -104,12 +104,12 @@ def assert_equal_for(counts: list[int], shards: Path, run: Path, out: Path) -> N
     found = [evaluated_by(count, run, out) for count in counts]
     ids = [text.image_id for text in shard_index.load(shards / "val.json").texts()]
     assert [entry["image_id"] for entry in found[0]["per_image"]] == ids[:3] + ids[4:], "each image once"
-    assert len(found[0]["holes"]) == len(found[0]["missing"]) == 1
+    assert len(found[0]["unreadable"]) == len(found[0]["missing"]) == 1
     assert found[0]["scores"]["BLEU-1"] > 0
     losses = [of.pop("teacher_forcing")["loss"] for of in found]
     assert losses == pytest.approx([losses[0]] * len(losses)) and losses[0] > 0
     for other in found[1:]:
-        assert other == found[0], "scores, captions, intervals and holes are those of one process"
+        assert other == found[0], "scores, captions, intervals and unreadable images are those of one process"
 
 
 def test_two_processes_score_as_one(shards_and_runs, tmp_path):

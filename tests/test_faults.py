@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from captioning.config import load
+from captioning.config import load_config
 from captioning.runs import checkpoint, run_folder
 from captioning.runs.checkpoint import RunState
 from captioning.runs.saver import Saver
@@ -117,7 +117,7 @@ def test_killed_before_any_file_operation_of_a_start(scene_shards, tmp_path, emp
     while killed:
         operation += stride
         run = tmp_path / f"run-{operation}"
-        config = load(empty_config, settings(scene_shards, run, train__epochs=1))
+        config = load_config(empty_config, settings(scene_shards, run, train__epochs=1))
         killed = killed_before(operation, lambda config=config: prepare(config, 1, lambda done, total: None))
         assert not killed_before(10**6, lambda config=config: prepare(config, 1, lambda done, total: None))
         assert run_folder.status(run)[0] == "running"

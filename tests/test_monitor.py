@@ -99,7 +99,7 @@ def one_thread():
 
 def test_validation_loss_is_that_of_every_caption_word_by_word(watched, scene_shards, one_thread):
     run, _ = watched
-    config = configuration.load(run / "config.yaml")
+    config = configuration.load_config(run / "config.yaml")
     saved = checkpoint.find(run, "step-18", pytest.fail)
     vocabulary = from_json(saved.text("vocabulary.json"), "")
     model = Captioner(config, len(vocabulary)).eval()

@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import subprocess
+import sys
 from copy import deepcopy
 from dataclasses import replace
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+import captioning
 from captioning.data.vocabulary import Vocabulary
 from captioning.inference.predictor import Caption, Predictor
 from captioning.model.search import SearchOptions
@@ -19,7 +22,7 @@ from launch.caption import _say
 from launch.cli.images import images_at, random_images
 from shards.errors import InputError
 from shards.sources import scenes
-from tests.conftest import UNTRAINED_WORDS, module, run_command, untrained_run
+from tests.conftest import ROOT, UNTRAINED_WORDS, module, run_command, untrained_run
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +62,44 @@ def test_a_caption_of_any_kind_of_image(predictor, pictures, tmp_path):
         torch.testing.assert_close(caption.attention.sum(dim=(1, 2)), torch.ones(len(first.words)))
 
 
+def test_one_image_gives_one_caption_and_pixels_come_in_any_layout(predictor, pictures):
+    array = np.array(pictures[0])
+    expected = predictor.caption(pictures[0])
+    assert isinstance(expected, Caption)
+    for pixels in (array.transpose(2, 0, 1), array / 255, torch.from_numpy(array / 255).permute(2, 0, 1)):
+        assert predictor.caption(pixels).text == expected.text
+    with pytest.raises(InputError, match="float from 0 to 1"):
+        predictor.caption(array * 1.5)
+
+
+def test_a_url_is_captioned_and_a_command_is_refused(predictor, pictures, tmp_path):
+    pictures[0].save(tmp_path / "a.png")
+    assert predictor.caption((tmp_path / "a.png").as_uri()).text == predictor.caption(pictures[0]).text
+    with pytest.raises(InputError, match="not as a command"):
+        predictor.caption(f"pipe:cat {tmp_path}/a.json")
+
+
+def test_an_embedding_is_the_mean_of_the_encoder_s_grid(predictor, pictures):
+    embedded = predictor.embed(pictures, batch_size=2)
+    assert embedded.shape == (len(pictures), predictor.model.encoder.feature_size) and embedded.dtype == torch.float32
+    torch.testing.assert_close(predictor.embed(pictures[3]), embedded[3], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(embedded[0], embedded[1]) and predictor.embed([]).shape == (0, embedded.shape[1])
+
+
+def test_the_public_names_come_without_torch_until_they_are_used():
+    code = (
+        "import sys, captioning, shards; assert 'torch' not in sys.modules; assert 'Predictor' in dir(captioning); "
+        "config = captioning.load_config('configs/demo.yaml'); assert 'torch' not in sys.modules; "
+        "captioning.Predictor; assert 'torch' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    assert captioning.__version__ in (ROOT / "pyproject.toml").read_text()
+
+
+def test_a_predictor_says_what_it_is(predictor):
+    assert repr(predictor).startswith("Predictor(resnet18 + attention, ") and "on cpu)" in repr(predictor)
+
+
 def test_a_camera_s_rotation_and_transparency_count_for_opened_images_too(predictor, tmp_path):
     tall = Image.linear_gradient("L").resize((64, 128)).convert("RGB")
     exif = Image.Exif()
@@ -88,7 +129,11 @@ def test_what_is_no_image_stops_nothing(predictor, pictures, tmp_path):
     found = list(predictor.each(iter(given), batch_size=2))
     wrong = {number: str(one) for number, one in enumerate(found) if isinstance(one, InputError)}
     assert list(wrong) == [1, 3, 4, 5, 6] and len(found) == len(given)
-    assert "text.jpg cannot be read" in wrong[1] and "No such file" in wrong[3] and "uint8 [H, W, 3]" in wrong[4]
+    assert (
+        "text.jpg cannot be read" in wrong[1]
+        and "No such file" in wrong[3]
+        and "[H, W, 3] or [3, H, W] is wanted" in wrong[4]
+    )
     assert [str(found[number]) for number in (0, 2)] == [c.text for c in predictor.caption(pictures[:2])]
     with pytest.raises(InputError, match=r"text\.jpg"):
         predictor.caption(given)

@@ -26,7 +26,7 @@ SYSTEMS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml") if path
 
 
 def load(name: str, *overrides: str) -> Config:
-    return configuration.load(ROOT / "configs" / f"{name}.yaml", list(overrides))
+    return configuration.load_config(ROOT / "configs" / f"{name}.yaml", list(overrides))
 
 
 @pytest.mark.parametrize("name", [*SYSTEMS, "demo"])
@@ -84,7 +84,7 @@ def test_any_cut_of_the_batch_updates_alike(kind, scene_shards, tmp_path, empty_
     updated = []
     for micro in (8, 3):
         changes = {"decoder__name": kind, "train__micro_batch_size": micro, "train__total_steps": 9, **sizes}
-        config = configuration.load(empty_config, settings(scene_shards, tmp_path, **changes))
+        config = configuration.load_config(empty_config, settings(scene_shards, tmp_path, **changes))
         batches, vocabulary = train_batches(config, scene_shards, tmp_path / "encoded")
         parts = [batches[0, number] for number in range(batches.micro_batches(0))]
         train_step = stepper_of(config, vocabulary)
@@ -105,7 +105,7 @@ def test_any_cut_of_the_batch_updates_alike(kind, scene_shards, tmp_path, empty_
 def test_a_continued_run_is_the_uninterrupted_one(kind, scene_shards, tmp_path, empty_config):
     """Bit for bit, with dropout, from what a checkpoint holds."""
     changes = {"decoder__name": kind, "decoder__dropout": 0.3, "decoder__num_heads": 4, "train__total_steps": 9}
-    config = configuration.load(empty_config, settings(scene_shards, tmp_path, **changes))
+    config = configuration.load_config(empty_config, settings(scene_shards, tmp_path, **changes))
     batches, vocabulary = train_batches(config, scene_shards, tmp_path / "encoded")
 
     def train(train_step: TrainStep, first: int, last: int) -> None:

@@ -50,7 +50,7 @@ def uneven_shards(tmp_path_factory) -> Path:
 
 
 def run_config(overrides: list[str], config: Path) -> None:
-    train(configuration.load(config, overrides), StopSignals())
+    train(configuration.load_config(config, overrides), StopSignals())
 
 
 CUTS = {  # (processes, micro-batch); with three and four processes some have no image in an epoch's last step
@@ -221,7 +221,7 @@ def test_what_needs_a_gpu_is_refused_without(scene_shards, tmp_path, empty_confi
 
     overrides = [*settings(scene_shards, tmp_path / "run", train__epochs=1), setting]
     with pytest.raises(InputError, match="needs"):
-        prepare(configuration.load(empty_config, overrides), 1, lambda done, total: None)
+        prepare(configuration.load_config(empty_config, overrides), 1, lambda done, total: None)
     assert not (tmp_path / "run").exists()
 
 
@@ -288,7 +288,9 @@ def test_an_optimizer_of_another_model_is_refused(tmp_path):
 def test_weights_of_another_model_are_refused(tmp_path):
     run = untrained_run(tmp_path)
     found = checkpoint.find(run, "latest", pytest.fail)
-    config = configuration.load(run / "config.yaml", settings(run, run, decoder__hidden_size=24, train__epochs=1))
+    config = configuration.load_config(
+        run / "config.yaml", settings(run, run, decoder__hidden_size=24, train__epochs=1)
+    )
     experiment = Experiment(None, None, UNTRAINED_WORDS, None, None, found, found.state, [], 0)
     with pytest.raises(InputError, match=UNFITTING):
         experiment.build_model(config, is_main=True)

@@ -62,7 +62,7 @@ def status(run: Path) -> list[str]:
 
 def reference(overrides: list[str], config: Path, folder: Path, steps: int) -> dict[str, torch.Tensor]:
     """The same training written plainly: one process, no Accelerate, no micro-batches, the loss caption by caption."""
-    c = configuration.load(config, overrides)
+    c = configuration.load_config(config, overrides)
     index = shard_index.load(c.data.train)
     vocabulary = encoded.encode(index, folder, c.data.min_word_freq, c.data.max_words)
     captions, preprocessing = EncodedCaptions(folder), preprocessing_of(c)

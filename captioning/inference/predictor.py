@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import torch
@@ -25,11 +26,15 @@ from captioning.inference.model_bundle import ModelBundle
 from captioning.model.captioner import Captioner
 from captioning.model.search import Hypothesis, SearchOptions, options_of, search
 from captioning.runs import checkpoint
+from shards import storage
 from shards.errors import InputError
 from shards.images import UnreadableImageError, open_rgb, upright_rgb
+from shards.storage.urls import Url, place_of
 
-# A file, its bytes, an opened image, or uint8 [H, W, 3].
+# A path or URL, a file's bytes, an opened image, or an array of pixels: uint8, or float from 0 to 1, [H, W, 3] or
+# [3, H, W].
 ImageLike = str | Path | bytes | Image.Image | np.ndarray | Tensor
+ImageList = list[ImageLike] | tuple[ImageLike, ...]
 _AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -52,11 +57,11 @@ class Caption:
         return self.text
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Predictor:
     """Trained captioners that caption together, most often one.
 
-    ``Predictor.from_checkpoint("runs/demo").caption(["photo.jpg"])`` -> ``[Caption("A ...", ...)]``.
+    ``Predictor.from_checkpoint("runs/demo/run").caption("photo.jpg")`` -> ``Caption("A ...", ...)``.
     """
 
     models: tuple[Captioner, ...]
@@ -96,20 +101,57 @@ class Predictor:
         models = tuple(_model_of(one, path).to(place) for one, path in zip(exported, runs, strict=True))
         return cls(models, first.vocabulary, first.config, first.step, place)
 
+    @overload
+    def caption(self, images: ImageLike, batch_size: int = 32, options: SearchOptions | None = None) -> Caption: ...
+
+    @overload
     def caption(
-        self, images: Sequence[ImageLike], batch_size: int = 32, options: SearchOptions | None = None
-    ) -> list[Caption]:
-        """Captions of images, in their order; searched for as in validation unless ``options`` say how.
+        self, images: ImageList, batch_size: int = 32, options: SearchOptions | None = None
+    ) -> list[Caption]: ...
+
+    def caption(
+        self, images: ImageLike | ImageList, batch_size: int = 32, options: SearchOptions | None = None
+    ) -> Caption | list[Caption]:
+        """The caption of an image, or of each of a list of images in their order; searched for as in validation unless
+        ``options`` say how.
 
         Raises:
             InputError: naming the first that is missing or no image. ``each`` goes on with the rest.
         """
-        found = []
+        if isinstance(images, ImageLike):
+            return self.caption([images], batch_size, options)[0]
+        captions = []
         for said in self.each(images, batch_size, options):
             if isinstance(said, InputError):
                 raise said
-            found.append(said)
-        return found
+            captions.append(said)
+        return captions
+
+    @torch.inference_mode()
+    def embed(self, images: ImageLike | ImageList, batch_size: int = 32) -> Tensor:
+        """What the first model's encoder makes of an image, averaged over its grid: float32 [D], or [N, D] of a list of
+        N images, on the CPU.
+
+        Raises:
+            InputError: naming the first that is missing or no image.
+        """
+        if isinstance(images, ImageLike):
+            return self.embed([images])[0]
+        vectors = [torch.empty(0, self.model.encoder.feature_size)]
+        for start in range(0, len(images), batch_size):
+            pixels = [self.preprocessing.for_evaluation(opened(image)) for image in images[start : start + batch_size]]
+            with self.autocast():
+                grid = self.model.encoder(torch.stack(pixels).to(self.device))
+            vectors.append(grid.float().mean(dim=(2, 3)).cpu())
+        return torch.cat(vectors)
+
+    def __repr__(self) -> str:
+        decoder, size = self.config.decoder.name, self.config.data.image_size
+        models = "" if len(self.models) == 1 else f"ensemble of {len(self.models)}, "
+        return (
+            f"Predictor({models}{self.config.encoder.name} + {decoder}, {len(self.vocabulary):,} words, "
+            f"{size} x {size} pixels, step {self.step:,}, on {self.device})"
+        )
 
     def each(
         self, images: Iterable[ImageLike], batch_size: int = 32, options: SearchOptions | None = None
@@ -195,7 +237,7 @@ def loaded(run: Path, which: str = "best") -> ModelBundle:
     if model_bundle.is_model_folder(run):
         return model_bundle.read(run)
     found = checkpoint.find(run, which, lambda message: warnings.warn(message, stacklevel=2))
-    config = configuration.load(found.folder / "config.yaml")
+    config = configuration.load_config(found.folder / "config.yaml")
     vocabulary = vocab.from_json(found.text("vocabulary.json"), str(found.folder / "vocabulary.json"))
     origin = f"Step {found.state.step:,} of the run {run.resolve().name}."
     return ModelBundle(config, vocabulary, found.captioner(), found.state.step, origin)
@@ -205,7 +247,7 @@ def opened(image: ImageLike) -> Image.Image:
     """An upright RGB image.
 
     Raises:
-        InputError: when a file is missing or no image, or an array is not uint8 [H, W, 3].
+        InputError: when a file is missing or no image, or an array holds no pixels (see ``ImageLike``).
     """
     try:
         match image:
@@ -216,7 +258,10 @@ def opened(image: ImageLike) -> Image.Image:
             case np.ndarray() | Tensor():
                 return _from_array(image)
             case _:
-                return open_rgb(Path(image).read_bytes())
+                place = place_of(image)
+                if isinstance(place, Url) and place.scheme == "pipe":
+                    raise InputError(f"{place}: an image is given as a path or a URL, not as a command.")
+                return open_rgb(storage.read_all(place))
     except (OSError, ValueError, UnreadableImageError) as error:  # ValueError: no name of a file at all
         why = error.strerror if isinstance(error, OSError) and error.strerror else error
         name = image if isinstance(image, str | Path) else f"An image given as {type(image).__name__}"
@@ -225,6 +270,13 @@ def opened(image: ImageLike) -> Image.Image:
 
 def _from_array(array: np.ndarray | Tensor) -> Image.Image:
     values = array.detach().cpu().numpy() if isinstance(array, Tensor) else array
+    if values.ndim == 3 and values.shape[0] == 3 and values.shape[2] != 3:
+        values = values.transpose(1, 2, 0)
+    if np.issubdtype(values.dtype, np.floating) and values.size and values.min() >= 0 and values.max() <= 1:
+        values = (values * 255).round().astype(np.uint8)
     if values.dtype != np.uint8 or values.ndim != 3 or values.shape[2] != 3 or not values.size:
-        raise InputError(f"An array of {values.dtype} {list(values.shape)} is no image: uint8 [H, W, 3] is wanted.")
-    return Image.fromarray(values)
+        raise InputError(
+            f"An array of {values.dtype} {list(values.shape)} is no image: uint8, or float from 0 to 1, "
+            "[H, W, 3] or [3, H, W] is wanted."
+        )
+    return Image.fromarray(np.ascontiguousarray(values))

@@ -10,8 +10,7 @@ from typing import TextIO
 
 import torch
 
-from captioning.config import IDENTITY, Config, flat, save_text
-from captioning.config import load as load_config
+from captioning.config import IDENTITY, Config, flat, load_config, save_text
 from captioning.data import captions as encoded
 from captioning.data import vocabulary as vocab
 from captioning.data.batches import TrainBatches, loader_workers, open_split

@@ -1,0 +1,95 @@
+"""Evaluate a run on a split: caption it with all ranks, and match the captions with their references."""
+
+import json
+import logging
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from captioning.data.batches import open_split
+from captioning.data.captions import EncodedCaptions, encode
+from captioning.distributed.ranks import Ranks
+from captioning.evaluation.caption_split import CaptionSplit
+from captioning.evaluation.results import ScoredCaptions
+from captioning.evaluation.scores import Evaluation
+from captioning.evaluation.scores import evaluate as score
+from captioning.evaluation.split_loss import SplitLoss
+from captioning.inference.predictor import Predictor
+from captioning.model.losses import perplexity
+from shards.errors import InputError
+from shards.files import write_atomically
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunCaptions:
+    """A run's captions of a split with their references, and where they come from, for JSON."""
+
+    captions: ScoredCaptions
+    about: dict[str, Any]
+
+
+def evaluate(
+    run: str | Path, split: str = "val", *, beam_size: int | None = None, checkpoint: str = "best",
+    device: str | None = None, java_seconds: float = 0.0,
+) -> Evaluation:  # fmt: skip
+    """Scores of a run on ``val``, ``train`` or any split's NAME.json, in this process alone.
+
+    METEOR and SPICE are computed too when they may take ``java_seconds`` each and Java is there.
+
+    Raises:
+        InputError: when there is no such run, checkpoint or split, or nothing to score.
+    """
+    predictor = Predictor.from_checkpoint(run, checkpoint, device)
+    return score(caption_run(predictor, Path(run), split, Ranks(0, 1), beam_size).captions, java_seconds)
+
+
+def caption_run(
+    predictor: Predictor,
+    run: Path,
+    split: str,
+    ranks: Ranks,
+    beam_size: int | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> RunCaptions:
+    """Caption a split with all ranks and keep the captions in the run folder, in COCO's results format.
+
+    Raises:
+        InputError: when the run has no such split, or nothing of it can be read.
+    """
+    config = predictor.config
+    if beam_size:
+        config = replace(config, evaluate=replace(config.evaluate, beam_size=beam_size))
+    splits = {"train": config.data.train, "val": config.data.val}
+    path = splits.get(split, split)
+    if not path:
+        raise InputError(f"The run has no data.{split}. Give --split the path of a split's NAME.json.")
+    index = open_split(path, config)
+    with tempfile.TemporaryDirectory() as encoded, predictor.autocast():
+        encode(index, Path(encoded), 1, config.data.max_words, predictor.vocabulary)
+        loss = SplitLoss(predictor.model, EncodedCaptions(Path(encoded)))
+        work = CaptionSplit(predictor.model, predictor.vocabulary, index, config, ranks, predictor.device)
+        for batch in work:
+            if batch is not None:
+                loss.add(batch.images, batch.samples)
+            on_progress(work.done, work.stop - work.start)
+        captions = work.gather()
+        mean = loss.mean(ranks)
+    name = split if split in splits else f"{index.name}-{index.fingerprint[:8]}"
+    if config != predictor.config:  # the report tells of captions searched for as the run's own config says
+        name += f"-beam{config.evaluate.beam_size}"
+    results = run / f"captions-{name}-step-{predictor.step}.json"
+    if ranks.is_main:
+        try:
+            write_atomically(results, json.dumps(captions.results(index), ensure_ascii=False).encode())
+        except OSError as error:  # someone else's run: its scores can be had all the same
+            _log.warning("%s cannot be written: %s", results, error.strerror)
+    about = {
+        "split": str(path), "step": predictor.step, "beam_size": config.evaluate.beam_size,
+        "results": str(results), "unreadable": captions.unreadable,
+        "teacher_forcing": {"loss": mean, "perplexity": perplexity(mean)},
+    }  # fmt: skip
+    return RunCaptions(captions.match_references(index), about)
