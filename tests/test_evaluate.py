@@ -123,12 +123,12 @@ def test_one_to_four_processes_score_alike(shards_and_runs, tmp_path):
     assert_equal_for([1, 2, 3, 4], shards, runs[0], tmp_path)
 
 
-def test_runs_and_result_files_are_compared(shards_and_runs, tmp_path, monkeypatch, capsys, one_thread):
+def test_runs_and_result_files_are_compared(shards_and_runs, tmp_path, monkeypatch, capsys, caplog, one_thread):
     shards, runs = shards_and_runs
     (runs[1] / "captions-val-beam3-step-6.json").mkdir()  # as where a run's folder is not ours to write to
     command(monkeypatch, "--compare", *runs, "--beam", 3, "--json", tmp_path / "runs.json")
-    printed, noted = capsys.readouterr()
-    assert "step-6.json cannot be written: Is a directory" in noted
+    printed = capsys.readouterr().out
+    assert "step-6.json cannot be written: Is a directory" in caplog.text
     assert "9 images" in printed and "CIDEr" in printed and "B - A" in printed
     by_name = {entry["name"]: entry for entry in json.loads((tmp_path / "runs.json").read_text())["differences"]}
     assert by_name["BLEU-4"].keys() == {"name", "a", "b", "interval", "p_value"}
