@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from captioning.config import Config, load_config
-from captioning.data.batches import cache_of
+from captioning.data.dataset import cache_of
 from captioning.distributed.ranks import init_distributed
 from captioning.doctor import split
 from captioning.doctor.checks import Check, look

@@ -37,7 +37,7 @@ def main() -> None:
             _merge(arguments)
         case "index":
             with bar(f"indexing {arguments.split}") as on_progress:
-                index = index_tars(arguments.tars, arguments.split, on_progress)
+                index = index_tars(arguments.tars, arguments.split, on_progress, arguments.any_sample)
             _tell(index)
         case "verify":
             index = shard_index.load(arguments.index)

@@ -9,12 +9,12 @@ how it was packed, what was left out.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,15 +24,18 @@ from shards.files import write_atomically
 from shards.storage import Shard
 from shards.storage.cache import Cache
 from shards.storage.urls import Place, Url, place_of, sibling
-from shards.tars import SampleText
+from shards.tars import File, SampleText
 
 SIDECAR_SUFFIXES = (".idx", ".crc32", ".captions.json")  # the files that belong to a tar
 KIND = "wids-shard-index-v1"
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Extent:
-    """Where a sample's image lies in its tar: ``size`` bytes from ``offset``, and their checksum."""
+    """Where a sample's main file (its image, if it has one) lies in its tar: ``size`` bytes from ``offset``, and their
+    checksum."""
 
     key: str
     offset: int
@@ -45,7 +48,7 @@ class Extents(Sequence[Extent]):
     a rank may read two samples of a shard of thousands.
 
     Raises:
-        ValueError: when the bytes do not fit the shard; also from a line that names no image.
+        ValueError: when the bytes do not fit the shard; also from a line that names no files.
     """
 
     def __init__(self, shard: Shard, idx: bytes, crc32: bytes):
@@ -63,13 +66,20 @@ class Extents(Sequence[Extent]):
         return len(self._ends) - 1
 
     def __getitem__(self, number):
+        ext, offset, size, name = tars.main_file(self.files(number))
+        return Extent(name.removesuffix(f".{ext}"), offset, size, int(self._crc32[number]))
+
+    def files(self, number: int) -> tuple[File, ...]:
+        """Every file of a sample, in the order of the tar."""
         if not 0 <= number < len(self):
             raise IndexError(number)
         line = self._idx[self._ends[number] + 1 : self._ends[number + 1]].decode()
-        for ext, offset, size, name in zip(*[iter(line.split(" "))] * 4, strict=True):
-            if tars.is_image(ext):
-                return Extent(name.removesuffix(f".{ext}"), int(offset), int(size), int(self._crc32[number]))
-        raise ValueError(f"the line {line[:80]!r} names no image")
+        words = line.split(" ")
+        if len(words) % 4:
+            raise ValueError(f"the line {line[:80]!r} names no files")
+        return tuple(
+            (e, int(offset), int(size), name) for e, offset, size, name in zip(*[iter(words)] * 4, strict=True)
+        )
 
 
 @dataclass(frozen=True)
@@ -192,13 +202,26 @@ def read_extents(shard: Shard) -> Extents:
 
 
 def extent_of(shard: Shard, number: int) -> Extent:
-    """Where one sample of a shard lies.
+    """Where the main file of one sample of a shard lies.
 
     Raises:
         InputError: when the shard's ``.idx`` cannot be read, or says nonsense of this sample.
     """
+    return _said_of(shard, number, read_extents(shard).__getitem__)
+
+
+def files_of(shard: Shard, number: int) -> tuple[File, ...]:
+    """Every file of one sample of a shard: (extension, offset, size, name).
+
+    Raises:
+        InputError: see ``extent_of``.
+    """
+    return _said_of(shard, number, read_extents(shard).files)
+
+
+def _said_of(shard: Shard, number: int, ask: Callable[[int], T]) -> T:
     try:
-        return read_extents(shard)[number]
+        return ask(number)
     except ValueError as error:
         raise InputError(f"{shard.path.with_suffix('.idx')}: {error}. Copy it again, with its tar.") from error
 

@@ -1,17 +1,18 @@
-"""A sample's number -> its image and captions, or a hole that keeps its place."""
+"""A sample's number -> its image and captions, or an unreadable sample that keeps its place."""
 
 import os
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
 from shards import storage
-from shards.index import Extent, Index, extent_of, read_extents, read_texts
+from shards.index import Extent, Index, extent_of, files_of, read_extents, read_texts
 from shards.storage import Shard
-from shards.tars import SampleText
+from shards.storage.cache import Cache
+from shards.tars import SampleText, main_file
 
 _REQUESTS = 16  # at once, a process
 _GAP = 64 << 10  # bytes between two images that are rather fetched along than asked for apart
@@ -20,12 +21,14 @@ _BLOCK = 4 << 20  # most bytes in a request for several images
 
 @dataclass(frozen=True)
 class Sample:
-    """One image, as stored. What it says is read from beside its tar when asked for: training has it encoded."""
+    """One sample, as stored. Its image (its first file, where it has none) is read with it, and is the file that has a
+    checksum; what it says comes from beside its tar, any other file from the tar, when it is asked for."""
 
     key: str
     image_bytes: bytes
     shard: Shard
     number: int  # in the shard
+    cache: Cache = field(repr=False, compare=False)
 
     @property
     def text(self) -> SampleText:
@@ -42,6 +45,26 @@ class Sample:
     @property
     def label(self) -> str | None:
         return self.text.label
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The extensions of its files, in the order of the tar."""
+        return tuple(ext for ext, *_ in files_of(self.shard, self.number))
+
+    def read(self, ext: str) -> bytes:
+        """A file of the sample by its extension: ``read("cls")`` for KEY.cls. One more read of the shard, unless it is
+        the file that came with the sample; without a checksum then.
+
+        Raises:
+            FileNotFoundError: when the sample has no such file.
+            OSError: when it cannot be read.
+        """
+        files = files_of(self.shard, self.number)
+        for name, offset, size, _ in files:
+            if name == ext:
+                with_it = name == main_file(files)[0]
+                return self.image_bytes if with_it else storage.read(self.shard, offset, size, self.cache)
+        raise FileNotFoundError(f"sample {self.key} has no .{ext}, only {', '.join(self.files)}")
 
 
 _texts = lru_cache(maxsize=4)(read_texts)
@@ -118,11 +141,11 @@ def _read_block(index: Index, block: list[_Wanted]) -> dict[_Wanted, Sample | Un
     try:
         data = storage.read(block[0].shard, start, size, index.cache)
     except (ConnectionError, TimeoutError) as error:
-        return {one: _hole(one.shard, one.extent, _reason(error)) for one in block}
+        return {one: _unreadable(one.shard, one.extent, _reason(error)) for one in block}
     except OSError:  # a shard cut short: what lies before the cut is whole
         return {one: _read(index, one.shard, one.extent, one.number) for one in block}
     cut = {one: data[one.extent.offset - start :][: one.extent.size] for one in block}
-    return {one: _checked(one.shard, one.extent, one.number, image) for one, image in cut.items()}
+    return {one: _checked(index, one.shard, one.extent, one.number, image) for one, image in cut.items()}
 
 
 @lru_cache(maxsize=1)
@@ -138,24 +161,24 @@ def _read(index: Index, shard: Shard, extent: Extent, number: int) -> Sample | U
     try:
         data = storage.read(shard, extent.offset, extent.size, index.cache)
     except OSError as error:
-        return _hole(shard, extent, _reason(error))
-    return _checked(shard, extent, number, data)
+        return _unreadable(shard, extent, _reason(error))
+    return _checked(index, shard, extent, number, data)
 
 
-def _checked(shard: Shard, extent: Extent, number: int, image: bytes) -> Sample | UnreadableSample:
+def _checked(index: Index, shard: Shard, extent: Extent, number: int, image: bytes) -> Sample | UnreadableSample:
     if zlib.crc32(image) != extent.crc32:
-        return _hole(shard, extent, "its bytes are not those that were packed")
-    return Sample(extent.key, image, shard, number)
+        return _unreadable(shard, extent, "its bytes are not those that were packed")
+    return Sample(extent.key, image, shard, number, index.cache)
 
 
 def _reason(error: OSError) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _hole(shard: Shard, extent: Extent, reason: str) -> UnreadableSample:
+def _unreadable(shard: Shard, extent: Extent, reason: str) -> UnreadableSample:
     return UnreadableSample(extent.key, shard.path.name, extent.offset, reason)
 
 
 def unreadable_of(sample: Sample, reason: str) -> UnreadableSample:
-    """The hole a sample leaves whose bytes were read but are no image."""
-    return _hole(sample.shard, extent_of(sample.shard, sample.number), reason)
+    """What stands for a sample whose bytes were read but cannot be decoded."""
+    return _unreadable(sample.shard, extent_of(sample.shard, sample.number), reason)

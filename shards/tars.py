@@ -9,7 +9,7 @@ import json
 import re
 import tarfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -31,17 +31,25 @@ class SampleText:
     label: str | None
 
 
+File = tuple[str, int, int, str]  # extension, offset, size, name
+
+
 @dataclass(frozen=True)
 class TarSample:
-    """The files of one sample in the order of the tar: (extension, offset, size, name)."""
+    """The files of one sample in the order of the tar."""
 
     key: str
-    files: tuple[tuple[str, int, int, str], ...]
+    files: tuple[File, ...]
 
     @property
-    def image(self) -> tuple[str, int, int, str] | None:
+    def image(self) -> File | None:
         """The sample's picture: its first file with an image's extension."""
         return next((file for file in self.files if is_image(file[0])), None)
+
+
+def main_file(files: Sequence[File]) -> File:
+    """The file of a sample that is read with it and has a checksum: its image, or its first where it has none."""
+    return next((file for file in files if is_image(file[0])), files[0])
 
 
 def is_image(ext: str) -> bool:
@@ -116,10 +124,10 @@ def idx_text(samples: Iterable[TarSample]) -> str:
 
 
 def checksums(tar: Path, samples: Iterable[TarSample]) -> bytes:
-    """crc32 of each sample's image, 4 bytes each, little-endian: a flipped bit is found where a JPEG still decodes."""
+    """crc32 of each sample's main file, 4 bytes each, little-endian: a flipped bit is found where a JPEG decodes."""
     with tar.open("rb") as file:
-        images = (_content(file, sample.image) if sample.image else b"" for sample in samples)
-        return b"".join(zlib.crc32(image).to_bytes(4, "little") for image in images)
+        contents = (_content(file, main_file(sample.files)) for sample in samples)
+        return b"".join(zlib.crc32(content).to_bytes(4, "little") for content in contents)
 
 
 def text_of(sample: TarSample, tar: BinaryIO) -> SampleText:
@@ -154,7 +162,7 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _content(tar: BinaryIO, file: tuple[str, int, int, str]) -> bytes:
+def _content(tar: BinaryIO, file: File) -> bytes:
     _ext, offset, size, _name = file
     tar.seek(offset)
     return tar.read(size)

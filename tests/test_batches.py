@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +13,13 @@ import torch
 from PIL import Image
 
 from captioning.data import captions as encoded
-from captioning.data.batches import EvaluationBatches, TrainBatches, error_message, evaluation_loader, train_steps
 from captioning.data.captions import EncodedCaptions
+from captioning.data.dataset import EvaluationBatches, train_dataset
+from captioning.data.loader import evaluation_loader
 from captioning.data.transforms import Preprocessing, decode
 from shards import index as shard_index
 from shards import storage
+from shards.dataset import ShardDataset
 from shards.errors import InputError
 from shards.images import UnreadableImageError, open_rgb
 from shards.order import step_range
@@ -26,20 +27,26 @@ from tests.conftest import ROOT, with_one_broken_image
 
 
 @pytest.fixture(scope="module")
-def batches(scene_shards, tmp_path_factory) -> TrainBatches:
-    index = shard_index.load(scene_shards / "train.json")
+def dataset_of(scene_shards, tmp_path_factory):
+    """Settings -> the training dataset of 44 scenes, of the shards themselves or a copy."""
+    scenes = shard_index.load(scene_shards / "train.json")
     folder = tmp_path_factory.mktemp("encoded")
-    encoded.encode(index, folder, threshold=1, max_words=20)
-    return TrainBatches(index, EncodedCaptions(folder), Preprocessing(40, 32, True), 0, 8, 3, 5, rank=0, world_size=1)
+    encoded.encode(scenes, folder, threshold=1, max_words=20)
+
+    def dataset(index=scenes, **settings) -> ShardDataset:
+        settings = {"global_batch_size": 8, "micro_batch_size": 3, "rank": 0, "world_size": 1} | settings
+        return train_dataset(index, EncodedCaptions(folder), Preprocessing(40, 32, True), 5, **settings)
+
+    return dataset
 
 
-def global_steps(batches, world_size, workers=0, micro=3, first=0, last=11):
+def global_steps(dataset_of, world_size, workers=0, micro=3, first=0, last=11, **settings):
     """Each global step's (key, image, captions) over all ranks, in order, and the number of micro-batches each ran."""
+    settings |= {"world_size": world_size, "micro_batch_size": micro, "num_workers": workers}
     steps = [[] for _ in range(first, last)]
     counts = []
     for rank in range(world_size):
-        mine = replace(batches, rank=rank, world_size=world_size, micro_batch_size=micro)
-        for number, step in enumerate(train_steps(mine, first, last, workers, pin=False)):
+        for number, step in enumerate(dataset_of(rank=rank, **settings).steps(first, last)):
             counts.append(len(step))
             for batch in step:
                 assert len(batch.keys) <= micro
@@ -57,59 +64,59 @@ def assert_same(a, b):
 
 
 @pytest.mark.parametrize(("world_size", "workers", "micro"), [(2, 0, 3), (3, 2, 1), (5, 0, 8), (8, 1, 2), (16, 0, 3)])
-def test_global_batches_do_not_depend_on_who_reads_them(batches, world_size, workers, micro):
-    whole, _ = global_steps(batches, 1)
-    parted, micro_batches = global_steps(batches, world_size, workers, micro)
+def test_global_batches_do_not_depend_on_who_reads_them(dataset_of, world_size, workers, micro):
+    whole, _ = global_steps(dataset_of, 1)
+    parted, micro_batches = global_steps(dataset_of, world_size, workers, micro)
     assert_same(whole, parted)
     assert all(len(set(counts)) == 1 for counts in micro_batches), "ranks must run as many micro-batches as each other"
 
 
-def test_each_image_once_an_epoch(batches):
-    steps, _ = global_steps(batches, 3, last=12)
+def test_each_image_once_an_epoch(dataset_of):
+    steps, _ = global_steps(dataset_of, 3, last=12)
     per_epoch = [[], []]
     for number, step in enumerate(steps):
         per_epoch[step_range(number, 44, 8)[0]] += [key for key, _, _ in step]
-    keys = {text.key for text in batches.index.texts()}
+    keys = {text.key for text in dataset_of().index.texts()}
     assert [Counter(epoch) for epoch in per_epoch] == [Counter(keys), Counter(keys)]
 
 
-def test_resuming_at_every_step_gives_what_remains(batches):
-    whole, _ = global_steps(batches, 2)
+def test_resuming_at_every_step_gives_what_remains(dataset_of):
+    whole, _ = global_steps(dataset_of, 2)
     for first in range(12):
-        rest, _ = global_steps(batches, 3, first=first)
+        rest, _ = global_steps(dataset_of, 3, first=first)
         assert_same(whole[first:], rest)
 
 
-def test_resuming_twice_in_an_epoch_with_loader_processes(batches):
-    whole, _ = global_steps(batches, 1)
+def test_resuming_twice_in_an_epoch_with_loader_processes(dataset_of):
+    whole, _ = global_steps(dataset_of, 1)
     pieces = [(2, 2, 0, 2), (3, 1, 2, 4), (1, 4, 4, 11)]  # world size, loader processes, from step, to step
-    resumed = [s for w, n, first, last in pieces for s in global_steps(batches, w, n, first=first, last=last)[0]]
+    resumed = [s for w, n, first, last in pieces for s in global_steps(dataset_of, w, n, first=first, last=last)[0]]
     assert_same(whole, resumed)
 
 
 @pytest.mark.parametrize(("world_size", "batch"), [(3, 100), (16, 8), (16, 44), (2, 1)])
-def test_sets_smaller_than_the_batch_and_batches_smaller_than_the_processes(batches, world_size, batch):
-    other = replace(batches, global_batch_size=batch)
+def test_sets_smaller_than_the_batch_and_batches_smaller_than_the_processes(dataset_of, world_size, batch):
     per_epoch = -(-44 // batch)
-    whole, _ = global_steps(other, 1, last=per_epoch)
-    parted, _ = global_steps(other, world_size, last=per_epoch)
+    whole, _ = global_steps(dataset_of, 1, last=per_epoch, global_batch_size=batch)
+    parted, _ = global_steps(dataset_of, world_size, last=per_epoch, global_batch_size=batch)
     assert_same(whole, parted)
     assert len({key for step in parted for key, *_ in step}) == 44
 
 
-def test_many_micro_batches_hold_no_files_open(batches):
+def test_many_micro_batches_hold_no_files_open(dataset_of):
     """A tensor shared with a loader process is an open file, and a process may have 1,024."""
-    steps = train_steps(replace(batches, global_batch_size=44, micro_batch_size=1), 0, 1, workers=1, pin=False)
+    steps = dataset_of(global_batch_size=44, micro_batch_size=1, num_workers=1).steps(0, 1)
     before = len(list(Path("/proc/self/fd").iterdir()))
     (micro_batches,) = steps
     assert len(micro_batches) == 44
     assert len(list(Path("/proc/self/fd").iterdir())) - before < 44
 
 
-def test_crops_differ_between_epochs_and_not_between_runs(batches):
+def test_crops_differ_between_epochs_and_not_between_runs(dataset_of):
     preprocessing = Preprocessing(64, 32, True)
-    data = batches.index.shards[0].path.read_bytes()
-    extent = shard_index.read_extents(batches.index.shards[0])[0]
+    index = dataset_of().index
+    data = index.shards[0].path.read_bytes()
+    extent = shard_index.read_extents(index.shards[0])[0]
     jpeg = data[extent.offset : extent.offset + extent.size]
     first, again, later = (preprocessing.for_training(jpeg, 0, epoch, 0) for epoch in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, later)
@@ -123,15 +130,15 @@ def test_every_size_of_image_gives_the_crop(size):
         assert image.flatten(1).tolist() == [[v] * 1024 for v in (10, 20, 30)]
 
 
-def test_a_broken_image_is_a_hole_and_shifts_nothing(batches, scene_shards, tmp_path):
+def test_a_broken_image_is_left_out_and_shifts_nothing(dataset_of, scene_shards, tmp_path):
     """One sample's bytes are overwritten: its place is empty, every other image is where it was."""
-    whole, _ = global_steps(batches, 2)
+    whole, _ = global_steps(dataset_of, 2)
     index, extent = with_one_broken_image(scene_shards, tmp_path / "shards")
     storage.close_files()
-    holed, _ = global_steps(replace(batches, index=index), 2)
+    broken, _ = global_steps(dataset_of, 2, index=index)
     expected = [[sample for sample in step if sample[0] != extent.key] for step in whole]
-    assert_same(expected, holed)
-    assert sum(map(len, whole)) - sum(map(len, holed)) == 2, "11 steps are two epochs"
+    assert_same(expected, broken)
+    assert sum(map(len, whole)) - sum(map(len, broken)) == 2, "11 steps are two epochs"
 
 
 def test_evaluation_reads_each_image_once_whatever_the_batch(scene_shards):
@@ -144,12 +151,12 @@ def test_evaluation_reads_each_image_once_whatever_the_batch(scene_shards):
 
 HOLDING = """
 import multiprocessing
-from captioning.data.batches import evaluation_loader
+from captioning.data.loader import evaluation_loader
 from tests.test_batches import Noise
 
 def hold_loaders():
     global batches
-    batches = iter(evaluation_loader(Noise(), 0, 100, 1, 2))
+    batches = evaluation_loader(Noise(), 0, 100, 1, 2)
     next(batches)
 
 if __name__ == "__main__":
@@ -204,13 +211,13 @@ def test_a_small_file_that_promises_too_many_pixels_is_refused():
         decode(bytes(data))
 
 
-def test_an_error_of_a_loader_process_says_what_it_says_in_this_one(batches, scene_shards, tmp_path):
+def test_an_error_of_a_loader_process_says_what_it_says_in_this_one(dataset_of, scene_shards, tmp_path):
     shutil.copytree(scene_shards, tmp_path / "shards")
     index = shard_index.load(tmp_path / "shards" / "train.json")
-    index.shards[0].path.with_suffix(".idx").write_text("v1.2 44\n" + "txt 0 1 1\n" * 44)
+    index.shards[0].path.with_suffix(".idx").write_text("v1.2 44\n" + "jpg 0 1\n" * 44)
     said = []
     for workers in (0, 1):
         with pytest.raises(InputError) as error:
-            next(train_steps(replace(batches, index=index), 0, 1, workers, pin=False))
-        said.append(error_message(error.value))
+            next(dataset_of(index=index, num_workers=workers).steps(0, 1))
+        said.append(str(error.value))
     assert said[0] == said[1] and "Copy it again, with its tar." in said[0]

@@ -12,7 +12,7 @@ import webdataset
 from PIL import Image
 
 from captioning.config import Config
-from captioning.data.batches import EvaluationBatches
+from captioning.data.dataset import EvaluationBatches
 from captioning.data.transforms import preprocessing_of
 from shards import index as shard_index
 from shards.errors import InputError
@@ -62,7 +62,7 @@ def test_img2datasets_tars(tmp_path):
     jpegs = {sample["__key__"]: sample["jpg"] for sample in theirs}
     assert all(sample.image_bytes == jpegs[sample.key] for sample in ours)
     batch = EvaluationBatches(index, preprocessing_of(Config()))[(0, 3)]
-    assert not batch.holes
+    assert not batch.unreadable
     assert [round(float(image.float().mean()), -1) for image in batch.images] == [50, 50, 200]
     again = index_tars([tmp_path], "train")  # the same again is the same
     assert again.fingerprint == index.fingerprint

@@ -17,8 +17,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from captioning import config as configuration
-from captioning.data.batches import EvaluationBatches
 from captioning.data.captions import EncodedCaptions
+from captioning.data.dataset import EvaluationBatches
 from captioning.data.transforms import preprocessing_of
 from captioning.data.vocabulary import END, START, from_json
 from captioning.model.captioner import Captioner

@@ -12,8 +12,8 @@ import torch
 
 from captioning.config import from_dict
 from captioning.data import captions as encoded
-from captioning.data.batches import TrainBatches, open_split, train_steps
 from captioning.data.captions import EncodedCaptions
+from captioning.data.dataset import open_split, train_dataset
 from captioning.data.transforms import Preprocessing
 from shards import index as shard_index
 from shards import reader, storage
@@ -53,8 +53,9 @@ def stream_of(scene_shards, tmp_path_factory):
     encoded.encode(shard_index.load(scene_shards / "train.json"), folder, threshold=1, max_words=20)
 
     def stream(index: Index, workers: int = 0):
-        batches = TrainBatches(index, EncodedCaptions(folder), Preprocessing(40, 32, True), 0, 8, 3, 5, 1, 2)
-        return [batch for step in train_steps(batches, 0, 9, workers, pin=False) for batch in step]
+        sizes = {"global_batch_size": 8, "micro_batch_size": 3, "rank": 1, "world_size": 2, "num_workers": workers}
+        batches = train_dataset(index, EncodedCaptions(folder), Preprocessing(40, 32, True), 5, **sizes)
+        return [batch for step in batches.steps(0, 9) for batch in step]
 
     return stream
 
@@ -62,7 +63,7 @@ def stream_of(scene_shards, tmp_path_factory):
 def assert_same_stream(a, b):
     assert [x.keys for x in a] == [x.keys for x in b]
     for x, y in zip(a, b, strict=True):
-        assert not x.holes and not y.holes
+        assert not x.unreadable and not y.unreadable
         assert torch.equal(x.images, y.images)
         ours, theirs = x.captions, y.captions
         assert torch.equal(ours.token_ids, theirs.token_ids) and torch.equal(ours.image_index, theirs.image_index)

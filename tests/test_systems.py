@@ -8,8 +8,8 @@ import torch
 from captioning import config as configuration
 from captioning.config import Config
 from captioning.data import captions as encoded
-from captioning.data.batches import TrainBatches
 from captioning.data.captions import EncodedCaptions
+from captioning.data.dataset import train_dataset
 from captioning.data.transforms import preprocessing_of
 from captioning.data.vocabulary import Vocabulary
 from captioning.distributed.ranks import init_distributed
@@ -20,6 +20,7 @@ from captioning.runs import checkpoint
 from captioning.runs.checkpoint import Checkpoint, RunState
 from captioning.training.train_step import TrainStep
 from shards import index as shard_index
+from shards.dataset import ShardDataset
 from tests.conftest import ROOT, settings
 
 SYSTEMS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml") if path.stem != "demo")
@@ -37,11 +38,12 @@ def test_a_config_says_its_command(name):
     assert load(name).run.startswith(f"runs/{name}")
 
 
-def train_batches(config: Config, shards: Path, folder: Path) -> tuple[TrainBatches, Vocabulary]:
+def train_batches(config: Config, shards: Path, folder: Path) -> tuple[ShardDataset, Vocabulary]:
     index = shard_index.load(shards / "train.json")
     vocabulary = encoded.encode(index, folder, config.data.min_word_freq, config.data.max_words)
-    sizes = (config.train.global_batch_size, config.train.micro_batch_size, config.data.captions_per_image)
-    return TrainBatches(index, EncodedCaptions(folder), preprocessing_of(config), 0, *sizes, 0, 1), vocabulary
+    sizes = {"global_batch_size": config.train.global_batch_size, "micro_batch_size": config.train.micro_batch_size}
+    captions, each = EncodedCaptions(folder), config.data.captions_per_image
+    return train_dataset(index, captions, preprocessing_of(config), each, **sizes, rank=0, world_size=1), vocabulary
 
 
 def stepper_of(config: Config, vocabulary: Vocabulary) -> TrainStep:
@@ -68,7 +70,7 @@ def test_a_system_learns_and_captions(name, scene_shards, tmp_path):
         "evaluate.min_words=1",
     )
     batches, vocabulary = train_batches(config, scene_shards, tmp_path)
-    batch, train_step = batches[0, 0], stepper_of(config, vocabulary)
+    batch, train_step = batches.read(0), stepper_of(config, vocabulary)
     losses = [float(train_step.step(step, [batch], float(batch.targets)).loss) for step in range(3)]
     assert losses[-1] < losses[0]
     model = train_step.captioner.eval()
@@ -86,7 +88,7 @@ def test_any_cut_of_the_batch_updates_alike(kind, scene_shards, tmp_path, empty_
         changes = {"decoder__name": kind, "train__micro_batch_size": micro, "train__total_steps": 9, **sizes}
         config = configuration.load_config(empty_config, settings(scene_shards, tmp_path, **changes))
         batches, vocabulary = train_batches(config, scene_shards, tmp_path / "encoded")
-        parts = [batches[0, number] for number in range(batches.micro_batches(0))]
+        parts = [batches.read(0, number) for number in range(batches.micro_batches(0))]
         train_step = stepper_of(config, vocabulary)
         train_step.optimizer.step = lambda: (
             None
@@ -110,7 +112,7 @@ def test_a_continued_run_is_the_uninterrupted_one(kind, scene_shards, tmp_path, 
 
     def train(train_step: TrainStep, first: int, last: int) -> None:
         for step in range(first, last):
-            parts = [batches[step, number] for number in range(batches.micro_batches(step))]
+            parts = [batches.read(step, number) for number in range(batches.micro_batches(step))]
             train_step.step(step, parts, float(sum(part.targets for part in parts)))
 
     whole, first, second = (stepper_of(config, vocabulary) for _ in range(3))

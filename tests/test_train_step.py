@@ -14,7 +14,7 @@ from torch import nn
 
 from captioning import config as configuration
 from captioning.config import Config, DecoderConfig, EncoderConfig, OptimConfig, TrainConfig
-from captioning.data.batches import CaptionBatch
+from captioning.data.collate import CaptionBatch
 from captioning.data.padded_captions import PaddedCaptions
 from captioning.distributed.ranks import Ranks, init_distributed
 from captioning.distributed.stop_signals import StopSignals
@@ -303,7 +303,7 @@ def test_what_one_rank_cannot_read_ends_all_with_its_words(scene_shards, tmp_pat
     shutil.copytree(scene_shards, shards)
     idx = next(shards.glob(f"{split}-*.idx"))
     lines = idx.read_text().splitlines()
-    idx.write_text("\n".join([*lines[:-1], lines[-1].replace("jpg", "txt")]) + "\n")
+    idx.write_text("\n".join([*lines[:-1], lines[-1].replace(" ", "")]) + "\n")
     changes = {"train__total_steps": 9, "train__global_batch_size": 40}
     if split == "val":
         changes |= {"data__val": shards / "val.json", "evaluate__batch_size": 3, "evaluate__every_steps": 1}
@@ -315,7 +315,7 @@ def meets_the_garbled_line(overrides: list[str], config: Path, split: str) -> No
     with pytest.raises(InputError) as error:
         run_config(overrides, config)
     assert re.fullmatch(
-        rf"\S*/{split}-000000.idx: the line .* names no image. Copy it again, with its tar.", str(error.value)
+        rf"\S*/{split}-000000.idx: the line .* names no files. Copy it again, with its tar.", str(error.value)
     )
 
 

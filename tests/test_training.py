@@ -14,8 +14,8 @@ import torch
 
 from captioning import config as configuration
 from captioning.data import captions as encoded
-from captioning.data.batches import choose_captions
 from captioning.data.captions import EncodedCaptions
+from captioning.data.dataset import choose_captions
 from captioning.data.transforms import preprocessing_of
 from captioning.data.vocabulary import END, START
 from captioning.model.captioner import Captioner

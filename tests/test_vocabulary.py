@@ -9,8 +9,8 @@ import pytest
 
 from captioning.data import captions as encoded
 from captioning.data import vocabulary as vocab
-from captioning.data.batches import choose_captions
 from captioning.data.captions import EncodedCaptions
+from captioning.data.dataset import choose_captions
 from captioning.data.vocabulary import END, UNK, Vocabulary, tokenize
 from shards import index as shard_index
 from shards.errors import InputError

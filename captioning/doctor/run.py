@@ -9,7 +9,7 @@ import torch
 
 from captioning.config import Config
 from captioning.data import vocabulary as vocab
-from captioning.data.batches import EvaluationBatches, open_split
+from captioning.data.dataset import EvaluationBatches, open_split
 from captioning.data.padded_captions import PaddedCaptions
 from captioning.data.transforms import preprocessing_of
 from captioning.doctor.checks import Check, look, size
@@ -39,8 +39,8 @@ def _data(name: str, path: str, config: Config) -> Check:
     batches = EvaluationBatches(index, preprocessing_of(config))
     parts = pairwise(i * len(index) // READ_AT for i in range(READ_AT + 1))
     read = [batches[(start, min(stop, start + READ_TOGETHER))] for start, stop in parts]
-    count = sum(len(batch.samples) + len(batch.holes) for batch in read)
-    holes = [hole for batch in read for hole in batch.holes]
+    count = sum(len(batch.samples) + len(batch.unreadable) for batch in read)
+    holes = [hole for batch in read for hole in batch.unreadable]
     if holes:
         return Check(name, f"{len(holes)} of {count} images cannot be read, the first: {holes[0]}", False)
     return Check(name, f"{len(index):,} images in {len(index.shards)} shard(s), {count} of them read", True)

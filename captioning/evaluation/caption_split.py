@@ -6,13 +6,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from captioning.config import Config
-from captioning.data.batches import (
-    EvaluationBatches,
-    ImageBatch,
-    error_message,
-    evaluation_loader,
-    loader_workers,
-)
+from captioning.data.collate import ImageBatch
+from captioning.data.dataset import EvaluationBatches
+from captioning.data.loader import evaluation_loader, loader_workers
 from captioning.data.transforms import preprocessing_of
 from captioning.data.vocabulary import Vocabulary
 from captioning.distributed.ranks import Ranks
@@ -95,14 +91,14 @@ class CaptionSplit:
                 try:
                     batch = next(loader, None)  # None where this rank's part is a batch shorter
                 except InputError as error:  # told to all ranks by ``gather``
-                    self._error, batch, loader = error_message(error), None, iter(())
+                    self._error, batch, loader = str(error), None, iter(())
                 yield None if batch is None else self._caption(batch)
         finally:
             self.model.train(training)
 
     def _caption(self, batch: ImageBatch) -> ImageBatch | None:
-        self._unreadable += map(str, batch.holes)
-        self.done += len(batch.samples) + len(batch.holes)
+        self._unreadable += map(str, batch.unreadable)
+        self.done += len(batch.samples) + len(batch.unreadable)
         if not batch.samples:
             return None
         batch = replace(batch, images=batch.images.to(self.device))

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captioning.data.batches import collate
 from captioning.data.captions import EncodedCaptions
+from captioning.data.collate import pad_captions
 from captioning.distributed.ranks import Ranks
 from captioning.model.captioner import Captioner
 
@@ -21,11 +21,10 @@ class SplitLoss:
     def add(self, images: Tensor, samples: tuple[int, ...]) -> None:
         """uint8 [B, 3, S, S] on the model's device, and each image's number in the split; the model is in eval mode."""
         captions = [self.captions.of(sample) for sample in samples]
-        batch = collate(0, 0, images, captions, [], [])
-        on_device = batch.captions.each(lambda tensor: tensor.to(images.device))
+        on_device = pad_captions(captions).each(lambda tensor: tensor.to(images.device))
         logits, _ = self.model(images, on_device)
         self.total += float(F.cross_entropy(logits.float(), on_device.targets, reduction="sum"))
-        self.targets += batch.targets
+        self.targets += len(on_device.target_index)
 
     def mean(self, ranks: Ranks) -> float:
         """Per target word, over all ranks' batches."""

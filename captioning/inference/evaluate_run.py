@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from captioning.data.batches import open_split
 from captioning.data.captions import EncodedCaptions, encode
+from captioning.data.dataset import open_split
 from captioning.distributed.ranks import Ranks
 from captioning.evaluation.caption_split import CaptionSplit
 from captioning.evaluation.results import ScoredCaptions

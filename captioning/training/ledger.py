@@ -3,12 +3,12 @@
 import os
 from pathlib import Path
 
-from captioning.data.batches import CaptionBatch
+from captioning.data.collate import CaptionBatch
 from captioning.runs.run_folder import cut_after
 
 
 class Ledger:
-    """``RUN/ledger/rank-R.txt``: step, epoch, key, weight (1, or 0 for a hole), tab-separated; steps count from 1."""
+    """``RUN/ledger/rank-R.txt``: step, epoch, key, weight (1, or 0: unreadable), tab-separated; steps from 1."""
 
     def __init__(self, run: Path, rank: int):
         folder = run / "ledger"
@@ -17,7 +17,7 @@ class Ledger:
 
     def write(self, batches: list[CaptionBatch]) -> None:
         for batch in batches:
-            for key, weight in [*((key, 1) for key in batch.keys), *((hole.key, 0) for hole in batch.holes)]:
+            for key, weight in [*((key, 1) for key in batch.keys), *((hole.key, 0) for hole in batch.unreadable)]:
                 self._file.write(f"{batch.step + 1}\t{batch.epoch}\t{key}\t{weight}\n")
 
     def sync(self) -> None:

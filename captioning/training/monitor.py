@@ -17,10 +17,11 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from captioning.config import Config, flat, to_dict
-from captioning.data.batches import CaptionBatch, TrainBatches
+from captioning.data.collate import CaptionBatch
 from captioning.runs.progress import progress
 from captioning.runs.run_folder import cut_after
 from captioning.training.preparation import Experiment
+from shards.dataset import ShardDataset
 from shards.files import write_atomically
 from shards.images import open_rgb
 from shards.index import Index
@@ -211,7 +212,7 @@ def _line(scalars: dict[str, float]) -> str:
 
 
 def start_up_table(
-    config: Config, experiment: Experiment, batches: TrainBatches, model: nn.Module, device: torch.device
+    config: Config, experiment: Experiment, batches: ShardDataset, model: nn.Module, device: torch.device
 ) -> dict[str, str]:
     """What is about to run, for the terminal: processes, batch arithmetic, data, parameters, steps."""
     trained, frozen = (

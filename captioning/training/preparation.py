@@ -13,8 +13,9 @@ import torch
 from captioning.config import IDENTITY, Config, flat, load_config, save_text
 from captioning.data import captions as encoded
 from captioning.data import vocabulary as vocab
-from captioning.data.batches import TrainBatches, loader_workers, open_split
 from captioning.data.captions import EncodedCaptions
+from captioning.data.dataset import open_split, train_dataset
+from captioning.data.loader import loader_workers
 from captioning.data.transforms import preprocessing_of
 from captioning.data.vocabulary import Vocabulary
 from captioning.distributed.ranks import Ranks
@@ -24,6 +25,7 @@ from captioning.model.encoder import Encoder, load_pretrained
 from captioning.runs import checkpoint, run_folder
 from captioning.runs.checkpoint import Checkpoint, RunState
 from captioning.runs.progress import Progress, bar
+from shards.dataset import ShardDataset
 from shards.errors import InputError, listed
 from shards.files import write_atomically
 from shards.hashing import key_of
@@ -54,17 +56,19 @@ class Experiment:
     def total_steps(self, config: Config) -> int:
         return config.train.total_steps or self.steps_per_epoch(config) * (config.train.epochs or 0)
 
-    def train_batches(self, config: Config, ranks: Ranks) -> TrainBatches:
-        return TrainBatches(
+    def train_batches(self, config: Config, ranks: Ranks, pin_memory: bool) -> ShardDataset:
+        return train_dataset(
             self.train,
             self.captions,
             preprocessing_of(config),
-            config.seed,
-            config.train.global_batch_size,
-            config.train.micro_batch_size,
             config.data.captions_per_image,
-            ranks.rank,
-            ranks.world_size,
+            seed=config.seed,
+            global_batch_size=config.train.global_batch_size,
+            micro_batch_size=config.train.micro_batch_size,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            num_workers=self.workers,
+            pin_memory=pin_memory,
         )
 
     def build_model(self, config: Config, is_main: bool) -> Captioner:

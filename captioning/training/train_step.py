@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from captioning.config import Config
-from captioning.data.batches import CaptionBatch
+from captioning.data.collate import CaptionBatch
 from captioning.distributed.ranks import Ranks
 from captioning.model.captioner import Captioner
 from captioning.model.encoder import eval_batch_norm

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 
 from captioning.config import Config, save_text
-from captioning.data.batches import CaptionBatch, error_message, train_steps
+from captioning.data.collate import CaptionBatch
 from captioning.distributed.ranks import Ranks, init_distributed, is_peer_failure
 from captioning.distributed.stop_signals import StoppedError, StopSignals, stopped_by
 from captioning.distributed.watchdog import Watchdog
@@ -104,7 +104,7 @@ class Trainer:
         self.config, self.experiment, self.stop = config, experiment, stop
         self.accelerator, self.ranks = accelerator, ranks
         self.run, self.why = Path(config.run), ""
-        self.batches = experiment.train_batches(config, ranks)
+        self.batches = experiment.train_batches(config, ranks, pin_memory=accelerator.device.type == "cuda")
         self.total_steps = experiment.total_steps(config)
         self.state = replace(experiment.state, world_size=ranks.world_size)
         captioner = experiment.build_model(config, ranks.is_main)
@@ -123,7 +123,7 @@ class Trainer:
         self.saver = Saver(self.run, texts, config.checkpoint.keep, config.checkpoint.background)
         self.saved = self.state if experiment.checkpoint else None  # the last state on disk
         self.being_saved = self.saved
-        self.watchdog = Watchdog(self.run, ranks, config.train.hang_seconds, self.batches.shards_of)
+        self.watchdog = Watchdog(self.run, ranks, config.train.hang_seconds, self.batches.describe)
         self.validation = Validation(
             config, experiment, self.train_step, accelerator, ranks, stop, self.watchdog, self.monitor
         )
@@ -141,8 +141,7 @@ class Trainer:
         return status
 
     def _fit(self) -> None:
-        pin = self.accelerator.device.type == "cuda"
-        steps = train_steps(self.batches, self.state.step, self.total_steps, self.experiment.workers, pin)
+        steps = self.batches.steps(self.state.step, self.total_steps)
         evaluate_every = self.config.evaluate.every_steps or self.experiment.steps_per_epoch(self.config)
         self.clock.reset()
         self.watchdog.start()
@@ -185,10 +184,10 @@ class Trainer:
         try:
             micro_batches = next(steps)
         except InputError as error:
-            objection = error_message(error)
+            objection = str(error)
         self.clock.waiting += time.perf_counter() - asked
         self._at("waiting for the other ranks to have read theirs")
-        mine = [sum(b.targets for b in micro_batches), sum(len(b.holes) for b in micro_batches)]
+        mine = [sum(b.targets for b in micro_batches), sum(len(b.unreadable) for b in micro_batches)]
         flags = [objection is not None, self.stop.received is not None]
         targets, holes, failed, stopping = self.ranks.all_reduce_sum([*mine, *flags])
         if failed:

@@ -1,7 +1,7 @@
 """Samples that could not be read: told when they are met, and fatal when there are too many."""
 
 from captioning.config import Config
-from captioning.data.batches import CaptionBatch
+from captioning.data.collate import CaptionBatch
 from captioning.distributed.ranks import Ranks
 from captioning.training.monitor import Monitor
 from shards.errors import InputError, listed
@@ -15,7 +15,7 @@ def report_unreadable(
     Raises:
         InputError: when ``so_far`` of the epoch's ``samples`` are more than ``data.max_unreadable_fraction`` allows.
     """
-    parts = ranks.all_gather([str(hole) for batch in micro_batches for hole in batch.holes])
+    parts = ranks.all_gather([str(hole) for batch in micro_batches for hole in batch.unreadable])
     listing = listed(hole for part in parts for hole in part)
     monitor.say(f"unreadable, left out of step {micro_batches[0].step + 1}:\n{listing}")
     if so_far > config.data.max_unreadable_fraction * samples:

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 
 from captioning.config import Config, from_dict
-from captioning.data.batches import CaptionBatch, collate
+from captioning.data.collate import CaptionBatch, pad_captions
 from captioning.distributed.ranks import init_distributed
 from captioning.model.captioner import Captioner
 from captioning.training.train_step import TrainStep
@@ -96,8 +96,9 @@ def noise_batch(case: Case, captions: int = 5, seed: int = 0) -> CaptionBatch:
     images = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
     lengths = (10.5 + 2.4 * torch.randn(case.batch_size, captions, generator=generator)).round().long().clamp(6, 20)
     words = [[torch.randint(4, WORDS, (n,), generator=generator).numpy() for n in row] for row in lengths.tolist()]
-    keys = [str(i) for i in range(case.batch_size)]
-    return collate(0, 0, images.contiguous(memory_format=torch.channels_last), words, keys, [])
+    keys = tuple(str(i) for i in range(case.batch_size))
+    images = images.contiguous(memory_format=torch.channels_last)
+    return CaptionBatch(0, 0, images, pad_captions(words), keys, ())
 
 
 def stepper_of(case: Case, vocabulary_size: int = WORDS) -> TrainStep:

@@ -62,7 +62,6 @@ def _first(name: str, split: Path, work: Path, position: int) -> float:
 
     import webdataset
 
-    from captioning.data.batches import train_steps
     from launch.bench.baselines.loaders import BATCH, Transform, collate
     from launch.bench.runner import our_batches
     from shards import index as shard_index
@@ -71,7 +70,7 @@ def _first(name: str, split: Path, work: Path, position: int) -> float:
     start = time.perf_counter()
     if name == "ours":
         first = position // BATCH
-        next(train_steps(our_batches(split, work), first, first + 1, 0, pin=False))
+        next(our_batches(split, work).steps(first, first + 1))
     else:
         raw = webdataset.WebDataset(urls, shardshuffle=100).shuffle(1000)
         transform, decoder = Transform({}, False, False), webdataset.autodecode.imagehandler("pil")

@@ -109,17 +109,15 @@ def _baseline(images: Path, originals: Path, ids: dict[str, int], workers: int) 
 
 
 def _ours(small: Path, work: Path, workers: int) -> Iterator[int]:
-    from captioning.data.batches import train_steps
-
-    for micro_batches in train_steps(our_batches(small, work), 0, 10**6, workers, pin=False):
+    for micro_batches in our_batches(small, work, workers).steps(0, 10**6):
         yield sum(len(batch.keys) for batch in micro_batches)
 
 
-def our_batches(split: Path, work: Path):
+def our_batches(split: Path, work: Path, workers: int = 0):
     """The training batches of one process."""
     from captioning.data import captions as encoded
-    from captioning.data.batches import TrainBatches
     from captioning.data.captions import EncodedCaptions
+    from captioning.data.dataset import train_dataset
     from captioning.data.transforms import Preprocessing
     from launch.bench.baselines.loaders import BATCH, CROP
     from shards import index as shard_index
@@ -127,7 +125,8 @@ def our_batches(split: Path, work: Path):
     index = shard_index.load(split)
     if not (work / "about.json").exists():
         encoded.encode(index, work, threshold=1, max_words=20)
-    return TrainBatches(index, EncodedCaptions(work), Preprocessing(256, CROP, True), 0, BATCH, BATCH, 5, 0, 1)
+    sizes = {"global_batch_size": BATCH, "micro_batch_size": BATCH, "num_workers": workers}
+    return train_dataset(index, EncodedCaptions(work), Preprocessing(256, CROP, True), 5, **sizes, rank=0, world_size=1)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
-from captioning.data.batches import CaptionBatch, train_steps
+from captioning.data.collate import CaptionBatch
 from captioning.training.preparation import Experiment, prepare
 from captioning.training.train_step import TrainStep
 from launch.bench.baselines.models import BaselineAttention, BaselineLstm, baseline_step
@@ -108,8 +108,8 @@ def _contenders(case: Case, index: Index, images: list[tuple[Path, str]], run: P
     config = replace(case.config, run=str(run), data=data)
     found = prepare(config, 1, lambda done, total: None)
     train_step = stepper_of(case, len(found.vocabulary))
-    batches = found.train_batches(config, train_step.ranks)
-    streamed = train_steps(batches, 0, 1_000_000, workers, pin=torch.cuda.is_available())
+    found = replace(found, workers=workers)
+    streamed = found.train_batches(config, train_step.ranks, torch.cuda.is_available()).steps(0, 1_000_000)
     device = train_step.accelerator.device
     ready = [[b.to(device) for b in next(streamed)] for _ in range(4)]
     per_image = sum(len(b.captions) for step in ready for b in step) / sum(

@@ -43,6 +43,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     merge.add_argument("--split", metavar="NAME", help="only this split (all that are there)")
     index = kinds.add_parser("index", parents=[named], help="index WebDataset tars made elsewhere (img2dataset, ...)")
     index.add_argument("tars", nargs="+", type=Path, metavar="DIR-OR-TARS", help="a folder of tars, or tars")
+    index.add_argument("--any-sample", action="store_true", help="also samples without an image or a caption")
     verify = kinds.add_parser("verify", help="compare every byte of a split with its index")
     verify.add_argument("index", metavar="NAME.json", help="a path or a URL")
     return main

@@ -29,11 +29,15 @@ class _Found:
 
 
 def index_tars(
-    places: Sequence[Path], split: str, on_progress: Callable[[int, int], None] = lambda done, total: None
+    places: Sequence[Path],
+    split: str,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    any_sample: bool = False,
 ) -> Index:
     """Index tars in WebDataset's form as split ``split``: a folder's tars, or the named ones, in the order of names.
 
-    Samples need an image and a caption (see ``tars.text_of``); others are left out and counted. NAME.json is written
+    Samples need an image and a caption (see ``tars.text_of``); others are left out and counted, unless ``any_sample``
+    keeps them: sounds, class folders, whatever ``ShardDataset`` is given a ``decode`` for. NAME.json is written
     to the folder that holds them all.
 
     Raises:
@@ -46,7 +50,7 @@ def index_tars(
     shard_index.refuse_another_file(index_path)
     found = []
     for number, path in enumerate(paths, start=1):
-        found.append(_examine(path))
+        found.append(_examine(path, any_sample))
         on_progress(number, len(paths))
     _refuse_duplicates(found)
     left_out = sum((entry.left_out for entry in found), Counter())
@@ -87,16 +91,16 @@ def _tars(places: Sequence[Path]) -> list[Path]:
     return sorted(path.absolute() for path in paths)
 
 
-def _examine(path: Path) -> _Found:
+def _examine(path: Path, any_sample: bool) -> _Found:
     samples, texts, left_out = [], [], Counter[str]()
     with path.open("rb") as tar:
         for sample in tars.samples_of(path):
             if any(" " in name or "\n" in name for _ext, _offset, _size, name in sample.files):
                 raise InputError(f"{path}: {sample.key!r}: an .idx cannot hold names with spaces. Rename the files.")
             text = tars.text_of(sample, tar)
-            if sample.image is None:
+            if sample.image is None and not any_sample:
                 left_out["samples without an image"] += 1
-            elif not text.captions:
+            elif not text.captions and not any_sample:
                 left_out["samples without a caption"] += 1
             else:
                 samples.append(sample)
