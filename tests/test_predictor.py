@@ -147,6 +147,15 @@ def test_an_output_that_is_not_finite_stops_nothing(predictor, pictures):
         assert len(found) == 2 and all("not finite" in str(one) for one in found)
 
 
+def test_samples_are_the_same_in_batches_of_any_size_and_past_images_that_cannot_be_read(predictor, pictures):
+    options = SearchOptions(beam_size=2, temperature=2.0, seed=5)
+    images = [pictures[0], "nowhere.jpg", *pictures[1:5]]
+    expected = [str(one) for one in predictor.each(images, options=options)]
+    assert len(set(expected)) > 3
+    for size in (1, 2, 4):
+        assert [str(one) for one in predictor.each(images, batch_size=size, options=options)] == expected
+
+
 def test_images_are_read_ahead_by_a_batch_and_no_further(predictor, pictures):
     asked = []
 

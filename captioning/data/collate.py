@@ -28,6 +28,7 @@ class CaptionBatch:
     captions: PaddedCaptions
     keys: tuple[str, ...]  # of the B images
     unreadable: tuple[UnreadableSample, ...]
+    samples: tuple[int, ...] = ()  # numbers of the B images in the split
 
     def to(self, device: torch.device) -> "CaptionBatch":
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
@@ -88,16 +89,18 @@ class CaptionCollate:
 
     def __call__(self, part: Part) -> CaptionBatch:
         pixels = PixelBuffer(len(part), self.image_size)
-        captions, keys = [], []
-        for key, decoded in part:
+        captions, keys, samples = [], [], []
+        for sample, (key, decoded) in zip(part.places, part, strict=True):
             if isinstance(decoded, UnreadableSample):
                 continue
             image, of_image = decoded
             pixels.add(image)
             captions.append(of_image)
             keys.append(key)
+            samples.append(sample)
         padded = pad_captions(captions)
-        return CaptionBatch(part.step, part.epoch, pixels.images, padded, tuple(keys), tuple(part.unreadable))
+        unreadable = tuple(part.unreadable)
+        return CaptionBatch(part.step, part.epoch, pixels.images, padded, tuple(keys), unreadable, tuple(samples))
 
 
 def pad_captions(captions: Sequence[Sequence[np.ndarray]]) -> PaddedCaptions:

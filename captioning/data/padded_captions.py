@@ -5,7 +5,10 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from captioning.data.vocabulary import PAD
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,16 @@ class PaddedCaptions:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def followed_by(self, others: "PaddedCaptions") -> "PaddedCaptions":
+        """These captions and then ``others`` of the same images; all on the CPU."""
+        longest = max(self.token_ids.shape[1], others.token_ids.shape[1])
+        both = [F.pad(x.token_ids, (0, longest - x.token_ids.shape[1]), value=PAD) for x in (self, others)]
+        return PaddedCaptions.of(
+            torch.cat(both),
+            torch.cat([self.lengths, others.lengths]),
+            torch.cat([self.image_index, others.image_index]),
+        )
 
     @property
     def targets(self) -> Tensor:

@@ -102,7 +102,8 @@ class CaptionSplit:
         if not batch.samples:
             return None
         batch = replace(batch, images=batch.images.to(self.device))
-        found = search([self.model], batch.images, options_of(self.config.evaluate), self.config.data.max_words)
+        options = options_of(self.config.evaluate)
+        found = search([self.model], batch.images, options, self.config.data.max_words, batch.samples)
         for sample, best in zip(batch.samples, found, strict=True):
             self._captions[sample] = self.vocabulary.decode(best[0].ids if best else ())  # none: output not finite
         return batch

@@ -157,17 +157,19 @@ class Predictor:
         self, images: Iterable[ImageLike], batch_size: int = 32, options: SearchOptions | None = None
     ) -> Iterator[Caption | InputError]:
         """For each of any number of images its caption, or why there is none. The next batch is decoded by
-        threads while one is captioned; no more than these two are held."""
+        threads while one is captioned; no more than these two are held. What is sampled for an image depends on the
+        seed and its number among ``images``, whatever the batches and unreadable images before it."""
         options, images = options or options_of(self.config.evaluate), iter(images)
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
 
             def begun() -> list[Future[Tensor | InputError]]:
                 return [pool.submit(self._read, image) for image in islice(images, batch_size)]
 
-            waiting = begun()
+            waiting, first = begun(), 0
             while waiting:
                 following = begun()
-                yield from self._captioned([one.result() for one in waiting], options)
+                yield from self._captioned([one.result() for one in waiting], options, first)
+                first += len(waiting)
                 waiting = following
 
     def autocast(self) -> torch.autocast:
@@ -181,13 +183,16 @@ class Predictor:
         except InputError as error:
             return error
 
-    def _captioned(self, read: list[Tensor | InputError], options: SearchOptions) -> Iterator[Caption | InputError]:
+    def _captioned(
+        self, read: list[Tensor | InputError], options: SearchOptions, first: int
+    ) -> Iterator[Caption | InputError]:
         good = [one for one in read if isinstance(one, Tensor)]
+        numbers = [first + i for i, one in enumerate(read) if isinstance(one, Tensor)]
         found: Iterator[list[Hypothesis]] = iter(())
         if good:
             with self.autocast():
                 batch = torch.stack(good).to(self.device)
-                found = iter(search(self.models, batch, options, self.config.data.max_words))
+                found = iter(search(self.models, batch, options, self.config.data.max_words, numbers))
         for one in read:
             yield self._said(next(found)) if isinstance(one, Tensor) else one
 

@@ -75,11 +75,12 @@ def bleu(counted: Corpus) -> list[Metric]:
     distance = np.abs(length - counted.candidate_lengths[counted.owner])
     closest = counted.per_image(np.minimum, distance * longest + length) % longest
     sums = np.stack([*matched, *guessed, counted.candidate_lengths, closest], axis=1).astype(np.float64)
-    totals = [partial(_bleu, n) for n in range(1, BLEU_ORDERS + 1)]
+    totals = [partial(bleu_of_sums, n) for n in range(1, BLEU_ORDERS + 1)]
     return [Metric(f"BLEU-{n}", total(sums), sums, total) for n, total in enumerate(totals, start=1)]
 
 
-def _bleu(n: int, sums: Floats) -> Floats:
+def bleu_of_sums(n: int, sums: Floats) -> Floats:
+    """BLEU-n of sums [..., 10]: n-grams matched and guessed of orders 1 to 4, length, closest reference length."""
     # The tiny terms are the evaluation server's own, so that values agree to rounding also where nothing matches.
     tiny, small = 1e-15, 1e-9
     precisions = (sums[..., :n] + tiny) / (sums[..., BLEU_ORDERS : BLEU_ORDERS + n] + small)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from captioning.data.vocabulary import END
+from captioning.model.draws import draw_words
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,10 @@ def sampled(
     temperature: float,
     top_k: int | None,
     top_p: float,
-    generator: torch.Generator,
+    numbers: Tensor,
 ) -> BeamStep:
-    """Sampling's step: each caption goes on by itself with a word drawn; ``total`` is of the probabilities as the model
-    has them, before temperature and cuts."""
+    """Sampling's step: each caption goes on by itself with the word that its uniform number, of ``numbers`` float64
+    [B, K], draws; ``total`` is of the probabilities as the model has them, before temperature and cuts."""
     images, captions, vocabulary = scores.shape
     tempered = (scores / temperature).flatten(0, 1)
     if top_k is not None and top_k < vocabulary:
@@ -65,8 +66,7 @@ def sampled(
         ordered, order = tempered.softmax(dim=1).sort(dim=1, descending=True)
         beyond = ordered.cumsum(dim=1) - ordered >= top_p  # the words before it suffice
         tempered = tempered.masked_fill(torch.zeros_like(beyond).scatter(1, order, beyond), -torch.inf)
-    drawable = tempered.softmax(dim=1).nan_to_num(1.0)  # where nothing is finite any word does: the caption is dropped
-    words = torch.multinomial(drawable, 1, generator=generator).view(images, captions)
+    words = draw_words(tempered, numbers.flatten()).view(images, captions)
     reached = total + scores.gather(2, words.unsqueeze(2)).squeeze(2)
     ends = words == END
     parents = torch.arange(captions, device=scores.device).expand(images, captions)

@@ -1,5 +1,7 @@
 """Encoder, projection and decoder as one model."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,14 +44,17 @@ class Captioner(nn.Module):
             features = F.adaptive_avg_pool2d(features, self.grid_size)
         return features.flatten(2).transpose(1, 2).contiguous()
 
-    def forward(self, images: Tensor, captions: PaddedCaptions) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, images: Tensor, captions: PaddedCaptions | Callable[[Decoder, Tensor], PaddedCaptions]
+    ) -> tuple[Tensor, Tensor]:
         """Logits [M, V] of the captions' words, each image uint8 [B, 3, S, S] encoded once; see PaddedCaptions.
-        And the decoder's penalty [], which the training loss adds to the summed cross-entropy.
+        And the decoder's penalty [], which the training loss adds to the summed cross-entropy. Captions may also be
+        what makes them from the decoder and the images' features, as samples are.
 
         An empty micro-batch gives logits [0, V] that depend on every parameter, so that its backward pass yields
         zero gradients and the rank takes part in the all-reduce.
         """
-        if not len(captions):
+        if isinstance(captions, PaddedCaptions) and not len(captions):
             anchor = torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum() * 0.0
             return anchor.expand(0, self.decoder.vocabulary_size), anchor
         if self.training and len(images) == 1 and not any(isinstance(m, nn.SyncBatchNorm) for m in self.modules()):
@@ -59,4 +64,6 @@ class Captioner(nn.Module):
             features = self.encode(images)
         finally:
             self.train(self.training)
+        if not isinstance(captions, PaddedCaptions):
+            captions = captions(self.decoder, features)
         return self.decoder(features, captions)

@@ -15,6 +15,7 @@ from captioning.config import EvaluateConfig
 from captioning.data.vocabulary import END, PAD, START, UNK
 from captioning.model.beam_step import banned_repeats, best_of_beams, sampled
 from captioning.model.captioner import Captioner
+from captioning.model.draws import caption_keys, uniform
 
 
 @dataclass(frozen=True)
@@ -70,17 +71,22 @@ def options_of(config: EvaluateConfig) -> SearchOptions:
 
 @torch.inference_mode()
 def search(
-    models: Sequence[Captioner], images: Tensor, options: SearchOptions, max_words: int
+    models: Sequence[Captioner],
+    images: Tensor,
+    options: SearchOptions,
+    max_words: int,
+    image_numbers: Sequence[int] | None = None,
 ) -> list[list[Hypothesis]]:
     """Captions of images uint8 [B, 3, S, S]: for each up to ``beam_size``, the best first; none of an image for which
     the models' output is not finite.
 
     Several models (in evaluation mode, of one vocabulary) vote by the mean of their probabilities. <pad>, <start> and
-    <unk> are never chosen; a caption of ``max_words`` words ends there. Attention is the first model's.
+    <unk> are never chosen; a caption of ``max_words`` words ends there. Attention is the first model's. What is drawn
+    for an image depends on the seed and its number of ``image_numbers`` (its place in the batch), not on the batch.
     """
     scorer = _Scorer(models, images, options, max_words)
     device, shape = images.device, (len(images), options.beam_size)
-    generator = torch.Generator(device).manual_seed(options.seed)
+    keys = caption_keys(options.seed, range(len(images)) if image_numbers is None else image_numbers, shape[1], device)
     words = torch.full((len(images) * options.beam_size,), START, device=device)
     group_size = options.beam_size // options.beam_groups
     total = torch.zeros(shape, device=device)  # log-probability of each caption so far; -inf: there is none
@@ -91,7 +97,7 @@ def search(
     for t in range(max_words + 1):
         scores = scorer.scores(words, t).unflatten(0, shape)  # [B, K, V]
         if options.temperature is not None:
-            chosen = sampled(total, scores, options.temperature, options.top_k, options.top_p, generator)
+            chosen = sampled(total, scores, options.temperature, options.top_k, options.top_p, uniform(keys, t))
         else:
             chosen = best_of_beams(total, scores, options.beam_groups, options.diversity)
         finals = chosen.ended.masked_fill((ended >= group_size).repeat_interleave(group_size, dim=1), -torch.inf)
