@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from captioning.data.batches import CaptionBatch, pad_captions
+from captioning.data.collate import CaptionBatch, pad_captions
 from pycocoevalcap.cider.cider import Cider
 from torch import nn
 
