@@ -40,7 +40,7 @@ class Tiny:
 
     def __init__(self):
         torch.manual_seed(1)
-        self.decoder = LstmDecoder(tiny_decoder("lstm", num_layers=1, dropout=0.0), 6)
+        self.decoder = LstmDecoder(config := tiny_decoder("lstm", num_layers=1, dropout=0.0), config.embedding_size, 6)
         self.features = torch.randn(2, 12)
         self.rewards = torch.rand(2, len(EVERY), dtype=torch.float64)
         self.captions = as_samples([EVERY]).padded()
