@@ -18,7 +18,9 @@ class DataConfig:
     val: str | None = None  # the validation split's NAME.json; null: train without validating
     captions_per_image: int = 5  # an image is encoded once for this many captions; more rotate over the epochs
     min_word_freq: int = 4  # a word must occur this often in the training captions, else it is <unk>
-    max_words: int = 20  # longest caption, <end> not counted: cut in training, the limit in search
+    vocabulary_size: int | None = None  # most words of the vocabulary, the most frequent; null: as many as there are
+    tokenizer: str = "words"  # words, whitespace, characters or bpe; see captioning/data/tokenizer.py
+    max_words: int = 20  # longest caption in tokens, <end> not counted: cut in training, the limit in search
     resize_size: int = 256  # shorter side in pixels before the crop
     image_size: int = 224  # side of the square crop in pixels: random in training, central elsewhere
     flip: bool = True  # mirror half of the training images; not for captions that say left and right
@@ -129,6 +131,8 @@ IDENTITY = (
     "seed",
     "data.captions_per_image",
     "data.min_word_freq",
+    "data.vocabulary_size",
+    "data.tokenizer",
     "data.max_words",
     "data.resize_size",
     "data.image_size",
@@ -271,6 +275,7 @@ def _impossible(config: Config) -> list[str]:
     at_least_one = [
         "data.captions_per_image",
         "data.min_word_freq",
+        "data.vocabulary_size",
         "data.max_words",
         "data.image_size",
         "decoder.embedding_size",

@@ -17,7 +17,6 @@ from captioning.evaluation.results import in_common, match_references, read_refe
 from captioning.evaluation.scores import compare, evaluate
 from captioning.inference.evaluate_run import RunCaptions, caption_run
 from captioning.inference.predictor import Predictor
-from captioning.metrics.ptb import TOKENIZER
 from captioning.runs.progress import bar
 from launch.cli.command import at_least_one, output_file, run
 from launch.cli.score_tables import show_differences, show_left_out, show_scores, show_teacher_forcing
@@ -37,7 +36,8 @@ def main() -> None:
         if arguments.compare:
             of_a, of_b, found = compare(*in_common(*(one.captions for one in of_each)), arguments.java_seconds)
             document: dict[str, Any] = {
-                "a": of_each[0].about, "b": of_each[1].about, "images": len(of_a.captioned), "tokenizer": TOKENIZER,
+                "a": of_each[0].about, "b": of_each[1].about, "images": len(of_a.captioned),
+                "tokenizer": of_a.captioned.tokenizer,
                 "skipped": of_a.skipped | of_b.skipped, "differences": [asdict(difference) for difference in found],
             }  # fmt: skip
         else:
@@ -46,7 +46,7 @@ def main() -> None:
     if arguments.json:
         write_atomically(arguments.json, json.dumps(document, indent=1).encode())
     if arguments.compare:
-        show_differences((str(sources[0]), str(sources[1])), len(of_a.captioned), found)
+        show_differences((str(sources[0]), str(sources[1])), of_a.captioned, found)
         show_left_out(of_a)
     else:
         show_scores(_title(document), evaluation)

@@ -8,6 +8,7 @@ the first dot of the last path component.
 import json
 import re
 import tarfile
+import unicodedata
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -153,9 +154,9 @@ def text_of(sample: TarSample, tar: BinaryIO) -> SampleText:
 
 
 def clean(caption: str) -> str:
-    """One line, single spaces; COCO's captions hold newlines and stray spaces. Half an emoji, as a JSON's escapes can
-    name where a text was cut, becomes "?"."""
-    return " ".join(caption.encode(errors="replace").decode().split())
+    """One line, single spaces, Unicode NFC, no byte order mark; COCO's captions hold newlines and stray spaces. Half an
+    emoji, as a JSON's escapes can name where a text was cut, becomes "?"."""
+    return " ".join(unicodedata.normalize("NFC", caption.encode(errors="replace").decode()).lstrip("\ufeff").split())
 
 
 def _is_text(value: Any) -> bool:

@@ -10,6 +10,7 @@ import torch
 
 from captioning import config
 from captioning.data import vocabulary as vocab
+from captioning.data.tokenizer import Words
 from captioning.data.vocabulary import Vocabulary
 from captioning.evaluation.results import in_common, match_references, read_references, read_results
 from captioning.model.captioner import Captioner
@@ -82,7 +83,7 @@ def shards_and_runs(scene_shards, tmp_path) -> tuple[Path, list[Path]]:
     with index.shards[0].path.open("r+b") as file:
         file.seek(extent.offset)
         file.write(b"\0" * 200)
-    counts = {word: 1 for text in index.texts() for caption in text.captions for word in vocab.tokenize(caption)}
+    counts = {word: 1 for text in index.texts() for caption in text.captions for word in Words().tokenize(caption)}
     vocabulary = vocab.build(counts, 1)  # type: ignore[arg-type]
     runs = [tmp_path / "run-1", tmp_path / "run-2"]
     for number, run in enumerate(runs):

@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from captioning.data.collate import CaptionBatch, pad_captions
 from pycocoevalcap.cider.cider import Cider
 from torch import nn
 
+from captioning.data.collate import CaptionBatch, pad_captions
 from captioning.data.padded_captions import PaddedCaptions
 from captioning.data.vocabulary import END, SPECIAL
 from captioning.metrics import references as counted

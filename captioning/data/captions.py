@@ -7,7 +7,7 @@ import json
 import os
 from array import array
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from captioning.data import vocabulary as vocab
+from captioning.data.tokenizer import kind_of
 from captioning.data.vocabulary import Vocabulary
 from shards.files import write_atomically
 from shards.index import Index, read_texts
@@ -55,13 +56,23 @@ def encode(
     max_words: int,
     vocabulary: Vocabulary | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    tokenizer: str = "words",
+    vocabulary_size: int | None = None,
 ) -> Vocabulary:
     """Tokenize a split once: build the vocabulary (unless one is given) and write the EncodedCaptions folder.
 
-    A folder that already holds this split in this vocabulary is left as it is. Returns the vocabulary.
+    A given vocabulary brings its tokenizer; else ``tokenizer`` names it, and both are made from this split alone. A
+    folder that already holds this split in this vocabulary is left as it is. Returns the vocabulary.
+
+    Raises:
+        InputError: when there is no such tokenizer, or the vocabulary covers less than half of the tokens.
     """
     if vocabulary is not None and _up_to_date(folder, _about(index, vocabulary, max_words)):
         return vocabulary
+    if vocabulary is None:
+        by = kind_of(tokenizer).train(_captions(index), vocabulary_size, threshold)
+    else:
+        by = vocabulary.tokenizer
     numbers: dict[str, int] = {}
     counts: Counter[int] = Counter()
     ids, caption_starts, sample_starts = array("i"), array("q", [0]), array("q", [0])
@@ -69,7 +80,7 @@ def encode(
     for shard in index.shards:
         for text in read_texts(shard):
             for caption in text.captions:
-                words = [numbers.setdefault(word, len(numbers)) for word in vocab.tokenize(caption)]
+                words = [numbers.setdefault(word, len(numbers)) for word in by.tokenize(caption)]
                 counts.update(words)
                 ids.extend(words[:max_words])
                 caption_starts.append(len(ids))
@@ -78,9 +89,22 @@ def encode(
         on_progress(done, len(index))
     spellings = list(numbers)
     if vocabulary is None:
-        vocabulary = vocab.build(Counter({spellings[number]: count for number, count in counts.items()}), threshold)
+        occurring = Counter({spellings[number]: count for number, count in counts.items()})
+        vocabulary = vocab.build(occurring, threshold, vocabulary_size, by)
+        vocab.check_coverage(vocabulary, occurring, threshold, vocabulary_size)
     final = np.array([vocabulary.ids.get(word, vocab.UNK) for word in spellings] or [0], dtype=np.int32)
-    arrays = (final[np.asarray(ids, dtype=np.int64)], np.asarray(caption_starts), np.asarray(sample_starts))
+    _write(folder, (final[np.asarray(ids, dtype=np.int64)], np.asarray(caption_starts), np.asarray(sample_starts)))
+    write_atomically(folder / "about.json", json.dumps(_about(index, vocabulary, max_words)).encode())
+    return vocabulary
+
+
+def _captions(index: Index) -> Iterator[str]:
+    for shard in index.shards:
+        for text in read_texts(shard):
+            yield from text.captions
+
+
+def _write(folder: Path, arrays: tuple[np.ndarray, ...]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "about.json").unlink(missing_ok=True)
     for name, values in zip(_ARRAYS, arrays, strict=True):
@@ -88,12 +112,10 @@ def encode(
             np.save(file, values, allow_pickle=False)
             file.flush()
             os.fsync(file.fileno())  # before about.json says that they are there
-    write_atomically(folder / "about.json", json.dumps(_about(index, vocabulary, max_words)).encode())
-    return vocabulary
 
 
 def _about(index: Index, vocabulary: Vocabulary, max_words: int) -> dict[str, object]:
-    return {"fingerprint": index.fingerprint, "max_words": max_words, "words": list(vocabulary.words)}
+    return {"fingerprint": index.fingerprint, "max_words": max_words, "vocabulary": vocabulary.to_json()}
 
 
 def _up_to_date(folder: Path, about: dict[str, object]) -> bool:

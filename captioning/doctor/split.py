@@ -6,16 +6,19 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from captioning.config import Config
+from captioning.config import Config, DataConfig
 from captioning.data import vocabulary as vocab
+from captioning.data.tokenizer import Characters, Words
 from captioning.data.transforms import preprocessing_of
 from captioning.doctor.checks import Check, look, size
 from shards.index import Index
 from shards.order import EpochOrder, micro_batches, rank_part, steps_per_epoch
 from shards.reader import Sample, UnreadableSample, read_sample
+from shards.scripts import is_spaceless, scripts_of
 
 THRESHOLDS = (1, 2, 4, 5, 8)  # how often a word must occur to be in the vocabulary
 READ_FOR_S = 3.0  # longest time spent on each of the two speeds
+WELL_COVERED = 0.9  # with less of the text in the vocabulary, most captions of ten words hold an <unk>
 STEPS_LOOKED_AT = 20  # of an epoch, to count the shards a rank reads from
 
 
@@ -40,13 +43,16 @@ def _files(index: Index) -> Check:
 
 
 def captions(index: Index, on_progress: Callable[[int, int], None]) -> list[Check]:
-    """How many captions, how long, and how many words are frequent enough for a vocabulary."""
+    """How many captions, how long, what they are written in, how many words are frequent enough for a vocabulary, and
+    which tokenizer suits them."""
     per_image: list[int] = []
     lengths: list[int] = []
     counts: Counter[str] = Counter()
     labels: Counter[str] = Counter()
+    every = [caption for text in index.texts() for caption in text.captions]
+    what, tokenizer = ("characters", Characters()) if is_spaceless(every) else ("words", Words())
     for number, text in enumerate(index.texts(), start=1):
-        words = [vocab.tokenize(caption) for caption in text.captions]
+        words = [tokenizer.tokenize(caption) for caption in text.captions]
         per_image.append(len(words))
         lengths += map(len, words)
         for of_caption in words:
@@ -56,18 +62,39 @@ def captions(index: Index, on_progress: Callable[[int, int], None]) -> list[Chec
     checks = [
         Check("captions", f"{len(lengths):,}"),
         Check("captions an image", f"{min(per_image)} to {max(per_image)}, mean {np.mean(per_image):.2f}"),
-        Check("words a caption", _distribution(lengths)),
-        Check("words in all", f"{counts.total():,}, {len(counts):,} different"),
+        Check(
+            "scripts", ", ".join(f"{name} {share:.1%}" for name, share in list(scripts_of(every).items())[:4]) or "none"
+        ),
+        Check(f"{what} a caption", _distribution(lengths)),
+        Check(f"{what} in all", f"{counts.total():,}, {len(counts):,} different"),
     ]
     for threshold in THRESHOLDS:
         vocabulary = vocab.build(counts, threshold)
-        share = sum(counts[word] for word in vocabulary.words) / max(1, counts.total())
-        checks.append(Check(f"vocabulary, {threshold}+ times", f"{len(vocabulary):,} words, {share:.2%} of the text"))
+        seen = f"{len(vocabulary):,} {what}, {vocabulary.coverage(counts):.2%} of the text"
+        checks.append(Check(f"vocabulary, {threshold}+ times", seen))
+    checks.append(Check("suggested", _suggestion(what, counts, lengths)))
     if labels:
         checks.append(
             Check("labels", f"{len(labels):,}, of {min(labels.values()):,} to {max(labels.values()):,} images")
         )
     return checks
+
+
+def _suggestion(what: str, counts: Counter[str], lengths: list[int]) -> str:
+    """Settings for these captions, and why."""
+    data = DataConfig()
+    covered = vocab.build(counts, data.min_word_freq).coverage(counts)
+    if what == "characters":
+        said = "data.tokenizer=characters: no spaces between words; scores are by characters too"
+    elif covered < WELL_COVERED:
+        often = f"words seen {data.min_word_freq}+ times are {covered:.0%} of the text"
+        said = f"data.tokenizer=bpe: {often}, and parts of words make the others"
+    else:
+        said = "data.tokenizer=words"
+    longest = int(np.percentile(lengths, 99)) if lengths else 0
+    if what == "words" and covered < WELL_COVERED:
+        longest = 2 * longest  # parts of words, not yet counted
+    return said if longest <= data.max_words else f"{said}; data.max_words={longest} keeps 99 % of them whole"
 
 
 def _distribution(lengths: list[int]) -> str:

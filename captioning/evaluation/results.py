@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from captioning.metrics.ngrams import Tokens
-from captioning.metrics.ptb import words_for_scoring
+from captioning.metrics.ptb import CHARACTERS, TOKENIZER, characters_for_scoring, words_for_scoring
 from shards import index as shard_index
 from shards import sources
 from shards.errors import InputError, listed
 from shards.index import Index
+from shards.scripts import is_spaceless
 
 ImageId = int | str
 
@@ -39,12 +40,20 @@ class ScoredCaptions:
         return len(self.image_ids)
 
     @cached_property
+    def tokenizer(self) -> str:
+        """What its words are cut by: characters where the references are in scripts that set no spaces."""
+        return CHARACTERS if is_spaceless(text for known in self.references for text in known.captions) else TOKENIZER
+
+    def words(self, caption: str) -> Tokens:
+        return characters_for_scoring(caption) if self.tokenizer == CHARACTERS else words_for_scoring(caption)
+
+    @cached_property
     def candidate_words(self) -> list[Tokens]:
-        return [words_for_scoring(caption) for caption in self.captions]
+        return [self.words(caption) for caption in self.captions]
 
     @cached_property
     def reference_words(self) -> list[list[Tokens]]:
-        return [[words_for_scoring(caption) for caption in known.captions] for known in self.references]
+        return [[self.words(caption) for caption in known.captions] for known in self.references]
 
     @property
     def empty(self) -> list[ImageId]:

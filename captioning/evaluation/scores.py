@@ -11,7 +11,6 @@ from captioning.metrics.coco import CIDER_ORDERS, Metric, cider, mean_of, measur
 from captioning.metrics.intervals import LEVEL, RESAMPLES, SEED, Difference, Interval, differences, intervals
 from captioning.metrics.java import measure_in_java
 from captioning.metrics.ngrams import corpus
-from captioning.metrics.ptb import TOKENIZER
 
 SHUFFLED = "CIDEr-shuffled"
 
@@ -49,7 +48,7 @@ class Evaluation:
         """All of it, for JSON."""
         found = {
             "images": len(self.captioned),
-            "tokenizer": TOKENIZER,
+            "tokenizer": self.captioned.tokenizer,
             "scores": self.scores,
             "intervals": self.intervals,
             "intervals_are": f"{LEVEL:.0%} percentile bootstrap over images, {RESAMPLES} resamples, seed {SEED}",
@@ -78,7 +77,8 @@ def evaluate(captioned: ScoredCaptions, java_seconds: float = 0.0) -> Evaluation
     java, skipped = measure_in_java(candidates, references, java_seconds) if java_seconds > 0 else ([], {})
     wrong = corpus(candidates, references[1:] + references[:1], CIDER_ORDERS)
     labels = [reference.label for reference in captioned.references]
-    classes = score_classes(labels, candidates, next(metric for metric in metrics if metric.name == "BLEU-4"))
+    bleu4 = next(metric for metric in metrics if metric.name == "BLEU-4")
+    classes = score_classes(labels, candidates, bleu4, captioned.words)
     return Evaluation(
         captioned,
         (

@@ -1,11 +1,11 @@
 """Where images have classes: which class a caption names, and how often it is the right one."""
 
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
 import numpy as np
+import regex
 
 from captioning.metrics.coco import Metric
 from captioning.metrics.ngrams import Floats, Integers, Tokens
@@ -54,25 +54,30 @@ def class_named(caption: Sequence[str], classes: dict[tuple[str, ...], int]) -> 
     return None
 
 
-def name_words(label: str) -> tuple[str, ...]:
+def name_words(label: str, words: Callable[[str], Sequence[str]] = words_for_scoring) -> tuple[str, ...]:
     """``Black-footed_ferret`` -> black, footed, ferret: cut as captions are, and further at every sign."""
-    return _parts(words_for_scoring(label.replace("_", " ")))
+    return _parts(words(label.replace("_", " ")))
 
 
 def _parts(words: Sequence[str]) -> tuple[str, ...]:
-    return tuple(part for word in words for part in re.findall(r"[^\W_]+", word))
+    return tuple(part for word in words for part in regex.findall(r"(?:[^\W_]|\p{M})+", word))
 
 
-def score_classes(labels: Sequence[str | None], captions: Sequence[Tokens], bleu4: Metric) -> ClassScores | None:
+def score_classes(
+    labels: Sequence[str | None],
+    captions: Sequence[Tokens],
+    bleu4: Metric,
+    words: Callable[[str], Sequence[str]] = words_for_scoring,
+) -> ClassScores | None:
     """Score the class named in each caption against the image's label; None when no image has one.
 
     Precision, recall and F1 are averaged over the classes that images have (macro); a class never named has
     precision 0. Images without a label do not count. Labels of the same words (``Cat``, ``cat``) are one class, under
-    the first of these names: no caption could tell them apart.
+    the first of these names: no caption could tell them apart. ``words`` cuts a label as the captions were cut.
     """
     named_by: dict[tuple[str, ...], str] = {}
     for name in sorted({label for label in labels if label is not None}):
-        named_by.setdefault(name_words(name), name)
+        named_by.setdefault(name_words(name, words), name)
     if not named_by:
         return None
     names, classes = tuple(named_by.values()), {words: k for k, words in enumerate(named_by)}
@@ -81,7 +86,7 @@ def score_classes(labels: Sequence[str | None], captions: Sequence[Tokens], bleu
     for i, label in enumerate(labels):
         if label is not None:
             found = class_named(captions[i], classes)
-            images[i, classes[name_words(label)]] = named[i, len(names) if found is None else found] = 1
+            images[i, classes[name_words(label, words)]] = named[i, len(names) if found is None else found] = 1
     confusion = (images.T @ named).astype(np.int64)
     return ClassScores(names, confusion, bleu4.total(images.T @ bleu4.sums), tuple(_metrics(images, named[:, :-1])))
 

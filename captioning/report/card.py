@@ -5,7 +5,7 @@ After Mitchell et al., "Model Cards for Model Reporting" (https://arxiv.org/abs/
 
 from collections import Counter
 
-from captioning.data.vocabulary import SPECIAL, tokenize
+from captioning.data.vocabulary import SPECIAL
 from captioning.evaluation.scores import SHUFFLED
 from captioning.report.facts import Facts
 
@@ -75,7 +75,8 @@ def _limits(facts: Facts) -> list[str]:
     data, said = facts.predictor.config.data, []
     if facts.evaluation is not None:
         captioned = facts.evaluation.captioned
-        known = set(facts.predictor.vocabulary.words)
+        vocabulary = facts.predictor.vocabulary
+        known, tokenize = set(vocabulary.words), vocabulary.tokenizer.tokenize
         words = Counter(
             word for known_of in captioned.references for text in known_of.captions for word in tokenize(text)
         )

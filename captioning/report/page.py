@@ -7,7 +7,6 @@ from captioning.config import Config, flat
 from captioning.evaluation.scores import SHUFFLED
 from captioning.inference.cost_profile import Profile
 from captioning.metrics.intervals import LEVEL, RESAMPLES
-from captioning.metrics.ptb import TOKENIZER
 from captioning.report import pictures
 from captioning.report.card import card
 from captioning.report.charts import chart
@@ -94,7 +93,8 @@ def _scores(facts: Facts) -> str:
         "scored once against all its references.</p>"
         f"{table(('metric', 'score', f'{LEVEL:.0%} interval'), rows, numbers=(1, 2))}"
         f'<p class="small soft">Intervals: percentile bootstrap over images, {RESAMPLES:,} resamples. Words by '
-        f"{escape(TOKENIZER)}. “{SHUFFLED}” is what these captions get beside other images.</p>{notes}"
+        f"{escape(found.captioned.tokenizer)}. "
+        f"“{SHUFFLED}” is what these captions get beside other images.</p>{notes}"
     )
 
 

@@ -1,19 +1,21 @@
 """Pictures of what a model says, as image files."""
 
-import textwrap
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+import regex
 from PIL import Image, ImageDraw, ImageFont
 
 matplotlib.use("Agg")  # no display is needed, and none is looked for
 
-from matplotlib import font_manager, pyplot
+from matplotlib import pyplot
 from matplotlib.figure import Figure
 
 from captioning.inference.predictor import Caption
+from captioning.report.fonts import font_file, readable
 
 _LONGEST_SIDE, _SHORTEST_SIDE = 1600, 240  # pixels of an annotated image
 # A caption's dollar signs are no formula's: ``parse_math=False`` wherever matplotlib writes what others wrote.
@@ -32,9 +34,18 @@ def caption_figure(
     for axis, image, caption, verdict in zip(axes.flat, images, captions, right, strict=False):
         axis.imshow(image)
         colour = {None: "#222222", True: "#1a7f37", False: "#c62828"}[verdict]
-        text = "\n".join(textwrap.wrap(caption, 32))
-        axis.set_title(text, y=-0.04, va="top", fontsize=10, color=colour, parse_math=False)
-    figure.suptitle(title, fontsize=13, parse_math=False)
+        text, families = readable(caption)
+        axis.set_title(
+            "\n".join(_wrapped(text, _columns, 32)),
+            y=-0.04,
+            va="top",
+            fontsize=10,
+            fontfamily=families,
+            color=colour,
+            parse_math=False,
+        )
+    title, families = readable(title)
+    figure.suptitle(title, fontsize=13, fontfamily=families, parse_math=False)
     figure.tight_layout(h_pad=3.0)
     return figure
 
@@ -55,8 +66,9 @@ def annotated(image: Image.Image, caption: str) -> Image.Image:
         image = image.resize((2 * image.width, 2 * image.height))
     width = max(_SHORTEST_SIDE, image.width)
     size = max(13, width // 32)
-    font, margin, line = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size), size * 3 // 4, size * 4 // 3
-    lines = _wrapped(caption, font, width - 2 * margin)
+    caption, path = font_file(caption)
+    font, margin, line = ImageFont.truetype(path, size), size * 3 // 4, size * 4 // 3
+    lines = _wrapped(caption, font.getlength, width - 2 * margin)
     sheet = Image.new("RGB", (width, image.height + 2 * margin + line * len(lines)), "white")
     sheet.paste(image)
     draw = ImageDraw.Draw(sheet)
@@ -65,15 +77,31 @@ def annotated(image: Image.Image, caption: str) -> Image.Image:
     return sheet
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Lines that are no wider than ``width`` pixels, a word at least in each."""
+def _wrapped(text: str, length: Callable[[str], float], width: int) -> list[str]:
+    """Lines that are no longer than ``width``, a word at least in each; a longer word is cut."""
     lines: list[str] = []
-    for word in text.split():
-        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+    for word in (part for long in text.split() for part in _fitting(long, length, width)):
+        if lines and length(f"{lines[-1]} {word}") <= width:
             lines[-1] += f" {word}"
         else:
             lines.append(word)
     return lines
+
+
+def _fitting(word: str, length: Callable[[str], float], width: int) -> list[str]:
+    """A word, or its parts that are no longer than ``width``: some languages set no spaces to break at."""
+    parts = [""]
+    for character in regex.findall(r"\X", word):
+        if parts[-1] and length(parts[-1] + character) > width:
+            parts.append("")
+        parts[-1] += character
+    return parts
+
+
+def _columns(text: str) -> int:
+    """How many Latin letters' places a text takes: a Chinese character's two, a mark's none."""
+    marks = sum(unicodedata.category(character)[0] == "M" for character in text)
+    return len(text) - marks + sum(unicodedata.east_asian_width(character) in "WF" for character in text)
 
 
 def shade(attention: np.ndarray, size: int) -> np.ndarray:
@@ -102,7 +130,8 @@ def attention_sheet(images: Sequence[Image.Image], captions: Sequence[Caption], 
         for axis, word, weights in zip(row[1:], caption.words, caption.attention.numpy(), strict=False):
             cover = shade(weights, seen.shape[0])[:, :, None]
             axis.imshow(seen * (1 - cover) + GREY * cover)
-            axis.set_title(word, fontsize=10, parse_math=False)
+            text, families = readable(word)
+            axis.set_title(text, fontsize=10, fontfamily=families, parse_math=False)
     figure.tight_layout()
     _save(figure, path)
 

@@ -163,7 +163,15 @@ def prepare(config: Config, world_size: int, on_progress: Progress) -> Experimen
         _locks.append(run_folder.lock(run))
     write_atomically(run / "config.yaml", save_text(config).encode())  # first: it makes the folder a run's
     threshold, max_words = config.data.min_word_freq, config.data.max_words
-    vocabulary = encoded.encode(train, run / "encoded", threshold, max_words, stored, on_progress)
+    try:
+        vocabulary = encoded.encode(
+            train, run / "encoded", threshold, max_words, stored, on_progress,
+            config.data.tokenizer, config.data.vocabulary_size,
+        )  # fmt: skip
+    except InputError:
+        if stored is None:  # nothing was trained: the folder is not bound to settings that cannot be
+            (run / "config.yaml").unlink()
+        raise
     write_atomically(run / "vocabulary.json", vocabulary.to_json().encode())
     captions, val_captions = EncodedCaptions(run / "encoded"), None
     if val is not None:

@@ -3,10 +3,10 @@
 from rich.console import Console
 from rich.table import Table
 
+from captioning.evaluation.results import ScoredCaptions
 from captioning.evaluation.scores import Evaluation
 from captioning.metrics.class_scores import ClassScores
 from captioning.metrics.intervals import Difference
-from captioning.metrics.ptb import TOKENIZER
 from shards.errors import listed
 
 _MOST_CLASSES = 10  # shown at either end
@@ -21,7 +21,8 @@ def show_scores(title: str, evaluation: Evaluation) -> None:
         low, high = evaluation.intervals[metric.name]
         table.add_row(metric.name, f"{metric.value:.4f}", f"{low:.4f} to {high:.4f}")
     console.print(table)
-    console.print(f"CIDEr is what the COCO evaluation calls CIDEr. Words by {TOKENIZER}, intervals by bootstrap.")
+    words = evaluation.captioned.tokenizer
+    console.print(f"CIDEr is what the COCO evaluation calls CIDEr. Words by {words}, intervals by bootstrap.")
     if evaluation.classes:
         _show_classes(evaluation.classes)
     show_left_out(evaluation)
@@ -43,15 +44,17 @@ def show_teacher_forcing(loss: float, perplexity: float) -> None:
     console.print(f"Teacher forcing, no score: loss {loss:.4f} a word of the references, perplexity {perplexity:.2f}.")
 
 
-def show_differences(names: tuple[str, str], images: int, found: list[Difference]) -> None:
+def show_differences(names: tuple[str, str], captioned: ScoredCaptions, found: list[Difference]) -> None:
     """Two sets of captions side by side."""
     console.print(f"A  {names[0]}\nB  {names[1]}", soft_wrap=True)
-    table = Table("metric", "A", "B", "B - A", "95 % interval", "p", title=f"{images:,} images", title_justify="left")
+    table = Table(
+        "metric", "A", "B", "B - A", "95 % interval", "p", title=f"{len(captioned):,} images", title_justify="left"
+    )
     for d in found:
         interval = f"{d.interval[0]:+.4f} to {d.interval[1]:+.4f}"
         table.add_row(d.name, f"{d.a:.4f}", f"{d.b:.4f}", f"{d.b - d.a:+.4f}", interval, f"{d.p_value:.4f}")
     console.print(table)
-    console.print(f"Words by {TOKENIZER}, intervals by paired bootstrap, p by approximate randomisation.")
+    console.print(f"Words by {captioned.tokenizer}, intervals by paired bootstrap, p by approximate randomisation.")
 
 
 def _show_classes(classes: ClassScores) -> None:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from captioning.data import vocabulary as vocab
+from captioning.data.tokenizer import Words
 from shards import index as shard_index
 from shards.reader import Sample, read_samples
 
@@ -37,7 +38,7 @@ class Transform:
         return self.image(image.convert("RGB")), words
 
     def _words(self, caption: str) -> torch.Tensor:
-        ids = [self.ids.get(word, vocab.UNK) for word in vocab.tokenize(caption)]
+        ids = [self.ids.get(word, vocab.UNK) for word in Words().tokenize(caption)]
         return torch.tensor([vocab.START, *ids, vocab.END])
 
 
@@ -206,5 +207,5 @@ class _Decoding(torch.utils.data.Dataset):
 
 def vocabulary_of(shards: Path) -> dict[str, int]:
     """Words of a split's captions -> ids."""
-    words = {w for text in shard_index.load(shards).texts() for c in text.captions for w in vocab.tokenize(c)}
+    words = {w for text in shard_index.load(shards).texts() for c in text.captions for w in Words().tokenize(c)}
     return {word: number for number, word in enumerate([*vocab.SPECIAL, *sorted(words)])}

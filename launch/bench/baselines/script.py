@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import transforms
 
-from captioning.data.vocabulary import END, START, UNK, tokenize
+from captioning.data.tokenizer import Words
+from captioning.data.vocabulary import END, START, UNK
 
 Batch = tuple[Tensor, Tensor, list[int]]  # images, captions sorted by length, lengths: see baseline_models
 
@@ -39,7 +40,7 @@ class BaselineCaptions(Dataset):
         path, caption = self.captions[number]
         with Image.open(path) as opened:
             image = self.transform(opened.convert("RGB"))
-        words = [self.ids.get(word, UNK) for word in tokenize(caption)]
+        words = [self.ids.get(word, UNK) for word in Words().tokenize(caption)]
         return image, torch.tensor([START, *words, END])
 
 
