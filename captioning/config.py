@@ -4,7 +4,7 @@ import difflib
 import types
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -31,11 +31,37 @@ class DataConfig:
     max_unreadable_fraction: float = 0.001  # share of an epoch's samples that may be unreadable before the run stops
 
 
+class EncoderEntry(NamedTuple):
+    """A line of the table of encoders."""
+
+    builder: str  # MODULE:CLASS in captioning.model.encoders, imported when the encoder is built
+    stages: tuple[str, ...]  # bottom to top: what encoder.trainable may name
+
+
+def _encoders(names: str, builder: str, stage: str, count: int) -> dict[str, EncoderEntry]:
+    stages = tuple(f"{stage}{number}" for number in range(1, count + 1))
+    return dict.fromkeys(names.split(), EncoderEntry(builder, stages))
+
+
+# encoder.name -> who builds it, and its stages. It stands here because a config is checked without importing torch.
+ENCODERS: dict[str, EncoderEntry] = {
+    **_encoders("resnet18 resnet34 resnet50 resnet101 resnet152", "resnet:ResNet", "layer", 4),
+    **_encoders("resnext50_32x4d resnext101_32x8d resnext101_64x4d", "resnet:ResNet", "layer", 4),
+    **_encoders("wide_resnet50_2 wide_resnet101_2", "resnet:ResNet", "layer", 4),
+    **_encoders("mobilenet_v2 mobilenet_v3_small mobilenet_v3_large", "mobilenet:MobileNet", "layer", 4),
+    **_encoders("convnext_tiny convnext_small convnext_base convnext_large", "convnext:ConvNeXt", "stage", 4),
+    **_encoders("swin_t swin_s swin_b swin_v2_t swin_v2_s swin_v2_b", "swin:Swin", "stage", 4),
+    **_encoders("vit_b_16 vit_b_32", "vit:VisionTransformer", "block", 12),
+    **_encoders("vit_l_16 vit_l_32", "vit:VisionTransformer", "block", 24),
+    **_encoders("vit_h_14", "vit:VisionTransformer", "block", 32),
+}
+
+
 @dataclass(frozen=True)
 class EncoderConfig:
-    name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v2"] = "resnet50"
+    name: str = "resnet50"  # one of ENCODERS: torchvision's name of it
     weights: str | None = None  # a torchvision weights name (IMAGENET1K_V2), a .pth or .safetensors file, or null
-    trainable: Literal["none", "layer4", "layer3", "layer2", "all"] = "none"  # this stage and those above it
+    trainable: str = "none"  # none, all, or a stage of the encoder (layer3, stage3, block9): it and those above it
     unfreeze_at_step: int = 0  # the whole backbone is frozen for this many steps, then trainable applies
     gradient_checkpointing: bool = False  # trained stages keep no activations and compute them twice: memory for time
     freeze_batch_norm: bool = False  # the backbone's BatchNorm uses its stored statistics, also in trained stages
@@ -315,6 +341,7 @@ def _impossible(config: Config) -> list[str]:
     mistakes += [f"{k}: {values[k]} must be positive" for k in positive if values[k] is not None and not values[k] > 0]
     mistakes += [f"{key}: must be given" for key in ("run", "data.train") if not values[key]]
     mistakes += [f"{k}: {values[k]} is not in [0, 1)" for k in below_one if not 0 <= (values[k] or 0) < 1]
+    mistakes += _unfitting_encoder(config.encoder)
     mistakes += _unfitting_decoder(config)
     if config.evaluate.patience is not None and config.data.val is None:
         mistakes.append("evaluate.patience: needs data.val, a validation split to watch")
@@ -327,6 +354,16 @@ def _impossible(config: Config) -> list[str]:
     if (config.train.epochs is None) == (config.train.total_steps is None):
         mistakes.append("train.epochs, train.total_steps: give exactly one of the two")
     return mistakes
+
+
+def _unfitting_encoder(encoder: EncoderConfig) -> list[str]:
+    """An unknown encoder, or one that has no such stage."""
+    if encoder.name not in ENCODERS:
+        return [f"encoder.name: {encoder.name!r} is not one of {', '.join(ENCODERS)}"]
+    choices = ("none", "all", *ENCODERS[encoder.name].stages)
+    if encoder.trainable not in choices:
+        return [f"encoder.trainable: {encoder.trainable!r} is not one of {encoder.name}'s: {', '.join(choices)}"]
+    return []
 
 
 def _unfitting_decoder(config: Config) -> list[str]:

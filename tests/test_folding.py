@@ -2,22 +2,22 @@
 
 import copy
 from dataclasses import replace
-from typing import get_args, get_type_hints
 
 import pytest
 import torch
 from torch import nn
 
-from captioning.config import EncoderConfig
-from captioning.model.encoder import Encoder
+from captioning.config import ENCODERS, EncoderConfig
+from captioning.model.encoders import build_encoder
+from captioning.model.encoders.backbone import TorchvisionEncoder
 
-NAMES = get_args(get_type_hints(EncoderConfig)["name"])
+NAMES = ["resnet18", "resnet50", "resnext50_32x4d", "mobilenet_v2", "mobilenet_v3_small"]  # each kind of block
 
 
-def encoder(name: str = "resnet18", **changes) -> Encoder:
+def encoder(name: str = "resnet18", **changes) -> TorchvisionEncoder:
     """With statistics and scales of BatchNorm that would be noticed if they were left out."""
     torch.manual_seed(1)
-    made = Encoder(EncoderConfig(name, **changes))
+    made = build_encoder(EncoderConfig(name, **changes))
     with torch.no_grad():
         for module in made.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -28,14 +28,14 @@ def encoder(name: str = "resnet18", **changes) -> Encoder:
     return made
 
 
-def unfolded(made: Encoder) -> Encoder:
+def unfolded(made: TorchvisionEncoder) -> TorchvisionEncoder:
     """A copy that does not fold."""
     plain = copy.deepcopy(made)
     plain._folded = {}
     return plain
 
 
-def assert_same(made: Encoder, x: torch.Tensor) -> None:
+def assert_same(made: TorchvisionEncoder, x: torch.Tensor) -> None:
     with torch.no_grad():
         got, expected = made(x), unfolded(made)(x)
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
@@ -48,6 +48,7 @@ IMAGES = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torc
 def test_every_backbone_gives_the_same_features_without_batch_norm(name):
     made = encoder(name).eval()
     assert_same(made, IMAGES)
+    assert list(made._folded) == list(ENCODERS[name].stages)
     for folded in made._folded.values():
         assert folded._twin is not None and not any(isinstance(m, nn.BatchNorm2d) for m in folded._twin.modules())
 
@@ -93,7 +94,7 @@ def test_training_above_frozen_stages_learns_the_same():
 
 
 def test_it_can_be_turned_off_and_leaves_compiled_stages_alone():
-    off = Encoder(replace(EncoderConfig("resnet18"), fold_batch_norm=False)).eval()
+    off = build_encoder(replace(EncoderConfig("resnet18"), fold_batch_norm=False)).eval()
     assert off._folded == {}
     compiled, calls = encoder().eval(), []
     for stage in compiled.stages.values():

@@ -1,9 +1,7 @@
 """Encoder, decoders and captioner."""
 
 import pytest
-import safetensors.torch
 import torch
-import torchvision
 from torch import nn
 
 from captioning import config as configuration
@@ -11,11 +9,9 @@ from captioning.config import Config, DecoderConfig, EncoderConfig
 from captioning.data.padded_captions import PaddedCaptions
 from captioning.data.vocabulary import END, PAD, START
 from captioning.model.captioner import Captioner
-from captioning.model.encoder import Encoder, load_pretrained
 from shards.errors import InputError
 
 KINDS = ["lstm", "attention", "transformer"]
-NAMES = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v2"]
 
 
 def images(count=2, size=64):
@@ -31,62 +27,6 @@ def tiny(kind="lstm", **encoder) -> Captioner:
 def tiny_decoder(kind: str, **changes) -> DecoderConfig:
     sizes = {"embedding_size": 12, "hidden_size": 12, "num_heads": 3, "num_layers": 1 if kind == "attention" else 2}
     return DecoderConfig(kind, **{**sizes, **changes})
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_an_encoder_computes_what_torchvision_does(name, tmp_path):
-    """Weights saved from torchvision's own model give its own features, so pretrained files mean what they say."""
-    torch.manual_seed(0)
-    theirs = torchvision.models.get_model(name, weights=None).eval()
-    torch.save(theirs.state_dict(), tmp_path / "weights.pth")
-    config = EncoderConfig(name, weights=str(tmp_path / "weights.pth"))
-    ours = Encoder(config)
-    load_pretrained(ours, config)
-    x = images()
-    normalised = torchvision.transforms.functional.normalize(x / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    head = "classifier" if name == "mobilenet_v2" else "fc"
-    setattr(theirs, head, nn.Identity())
-    with torch.no_grad():
-        expected, got = theirs(normalised), ours.eval()(x).mean(dim=(2, 3))
-    assert got.shape == (2, ours.feature_size)
-    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
-
-
-def test_safetensors_weights_and_files_that_do_not_fit(tmp_path):
-    state = torchvision.models.resnet18(weights=None).state_dict()
-    safetensors.torch.save_file(state, tmp_path / "resnet18.safetensors")
-    config = EncoderConfig("resnet18", weights=str(tmp_path / "resnet18.safetensors"))
-    encoder = Encoder(config)
-    load_pretrained(encoder, config)
-    assert torch.equal(encoder.stages["layer4"][1].conv2.weight, state["layer4.1.conv2.weight"])
-    with pytest.raises(InputError, match=r"does not fit encoder\.name=resnet50"):
-        load_pretrained(Encoder(EncoderConfig("resnet50")), EncoderConfig("resnet50", weights=config.weights))
-
-
-def test_bad_weights_are_refused_and_never_unpickled(tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "ran"), "w"))
-
-    torch.save({"conv1.weight": Evil()}, tmp_path / "evil.pth")
-    torch.save({"model": {}, "epoch": 3}, tmp_path / "whole.pth")
-    cases = (("evil.pth", "cannot be read"), ("whole.pth", "it holds model, epoch"))
-    for weights, message in (*cases, ("nowhere.pth", "neither a file nor weights of resnet18")):
-        config = EncoderConfig("resnet18", weights=str(tmp_path / weights))
-        with pytest.raises(InputError, match=message):
-            load_pretrained(Encoder(config), config)
-    assert not (tmp_path / "ran").exists()
-
-
-def test_weights_without_a_network_say_what_to_fetch_and_where_to_put_it(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
-    config = EncoderConfig("resnet18", weights="IMAGENET1K_V1")
-    with pytest.raises(InputError) as error:
-        load_pretrained(Encoder(config), config)
-    message = str(error.value)
-    assert "https://download.pytorch.org/models/resnet18-" in message
-    assert str(tmp_path / "hub" / "checkpoints") in message and "encoder.weights=FILE" in message
 
 
 @pytest.mark.parametrize(

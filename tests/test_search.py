@@ -27,6 +27,9 @@ class Patches(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.colours(nn.functional.adaptive_avg_pool2d(images.float() / 64 - 2, 3))
 
+    def pooled(self, images: torch.Tensor) -> torch.Tensor:
+        return self(images).mean(dim=(2, 3))
+
 
 def pictures(count: int) -> torch.Tensor:
     patches = torch.randint(0, 256, (count, 3, 3, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)

@@ -14,7 +14,7 @@ from captioning.data.transforms import preprocessing_of
 from captioning.data.vocabulary import Vocabulary
 from captioning.distributed.ranks import init_distributed
 from captioning.model.captioner import Captioner
-from captioning.model.encoder import Encoder
+from captioning.model.encoders import build_encoder
 from captioning.model.search import options_of, search
 from captioning.runs import checkpoint
 from captioning.runs.checkpoint import Checkpoint, RunState
@@ -129,7 +129,7 @@ def test_a_continued_run_is_the_uninterrupted_one(kind, scene_shards, tmp_path, 
 
 
 def test_backbones_have_the_features_the_systems_are_built_on():
-    sizes = {name: Encoder(load(name).encoder).feature_size for name in SYSTEMS if "101" not in name}
+    sizes = {name: build_encoder(load(name).encoder).feature_size for name in SYSTEMS if "101" not in name}
     assert sizes.pop("classes_mobilenet_lstm") == 1280
     assert set(sizes.values()) == {2048}
 

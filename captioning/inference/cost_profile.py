@@ -7,16 +7,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import cast
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from captioning.config import Config, EncoderConfig
+from captioning.config import Config
 from captioning.inference.predictor import Predictor
-from captioning.model.encoder import Encoder
+from captioning.model.encoders import build_encoder
 
-BACKBONES: tuple[str, ...] = get_args(get_type_hints(EncoderConfig)["name"])
+# Those a run's own is compared with.
+BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v2")
 _SECONDS, _MOST_RUNS = 0.6, 30  # how long, and how often, one thing is timed after a warm-up
 
 
@@ -32,7 +34,7 @@ class BackboneCost:
 
 @dataclass(frozen=True)
 class Profile:
-    """All backbones at the run's image size, and the run's own model from preprocessed images to words."""
+    """The run's backbone and others at its image size, and the run's own model from preprocessed images to words."""
 
     where: str
     image_size: int
@@ -59,7 +61,7 @@ def processor() -> str:
 
 
 def measure(predictor: Predictor, batch_size: int = 16) -> Profile:
-    """Build every backbone (its weights do not matter here) and time it and the predictor on the predictor's device."""
+    """Time the predictor, its backbone and BACKBONES, whose weights do not matter here, on the predictor's device."""
     size, device = predictor.config.data.image_size, predictor.device
     options = replace(predictor.config, precision="no")
     images = torch.randint(0, 256, (batch_size, 3, size, size), dtype=torch.uint8)
@@ -69,7 +71,7 @@ def measure(predictor: Predictor, batch_size: int = 16) -> Profile:
     return Profile(
         f"{machine(device)}, load {os.getloadavg()[0]:.1f}",
         size,
-        tuple(backbone_cost(name, options, device) for name in BACKBONES),
+        tuple(backbone_cost(name, options, device) for name in dict.fromkeys((*BACKBONES, options.encoder.name))),
         sum(p.numel() for model in predictor.models for p in model.parameters()),
         1e3 * alone,
         batch_size,
@@ -80,9 +82,9 @@ def measure(predictor: Predictor, batch_size: int = 16) -> Profile:
 @torch.inference_mode()
 def backbone_cost(name: str, config: Config, device: torch.device) -> BackboneCost:
     """One backbone on one image of the config's size."""
-    encoder = Encoder(replace(config.encoder, name=name)).eval().to(device)  # type: ignore[arg-type]
-    encoder = encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     side = config.data.image_size
+    encoder = cast(nn.Module, build_encoder(replace(config.encoder, name=name, trainable="none"), side))
+    encoder = encoder.eval().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     image = torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8, device=device)
     with FlopCounterMode(display=False) as counter:
         encoder(image)

@@ -129,8 +129,8 @@ class Predictor:
 
     @torch.inference_mode()
     def embed(self, images: ImageLike | ImageList, batch_size: int = 32) -> Tensor:
-        """What the first model's encoder makes of an image, averaged over its grid: float32 [D], or [N, D] of a list of
-        N images, on the CPU.
+        """What the first model's encoder makes of an image, pooled: float32 [D], or [N, D] of a list of N images, on the
+        CPU.
 
         Raises:
             InputError: naming the first that is missing or no image.
@@ -141,8 +141,8 @@ class Predictor:
         for start in range(0, len(images), batch_size):
             pixels = [self.preprocessing.for_evaluation(opened(image)) for image in images[start : start + batch_size]]
             with self.autocast():
-                grid = self.model.encoder(torch.stack(pixels).to(self.device))
-            vectors.append(grid.float().mean(dim=(2, 3)).cpu())
+                pooled = self.model.encoder.pooled(torch.stack(pixels).to(self.device))
+            vectors.append(pooled.float().cpu())
         return torch.cat(vectors)
 
     def __repr__(self) -> str:

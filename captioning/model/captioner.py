@@ -10,19 +10,20 @@ from captioning.config import Config
 from captioning.data.padded_captions import PaddedCaptions
 from captioning.model.decoders import DECODERS
 from captioning.model.decoders.protocol import Decoder
-from captioning.model.encoder import Encoder, eval_batch_norm
+from captioning.model.encoders import Encoder, build_encoder
+from captioning.model.encoders.batch_norm import eval_batch_norm
 
 
 class Captioner(nn.Module):
     """Image -> caption.
 
-    The LSTM gets the mean of the encoder's feature map, projected to the embedding size and batch-normalised; the
+    The LSTM gets the encoder's pooled feature, projected to the embedding size and batch-normalised; the
     decoders that look get the map itself, as a grid of P places.
     """
 
     def __init__(self, config: Config, vocabulary_size: int):
         super().__init__()
-        self.encoder = Encoder(config.encoder)
+        self.encoder: Encoder = build_encoder(config.encoder, config.data.image_size)
         self.grid_size = config.encoder.grid_size
         self.projection: nn.Module = nn.Identity()
         size = self.encoder.feature_size
@@ -37,9 +38,9 @@ class Captioner(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """uint8 [B, 3, S, S] -> what the decoder looks at: features [B, E] for the LSTM, else a grid [B, P, D]."""
-        features = self.encoder(images)
         if not self.decoder.uses_grid:
-            return self.projection(features.mean(dim=(2, 3)))
+            return self.projection(self.encoder.pooled(images))
+        features = self.encoder(images)
         if self.grid_size is not None:
             features = F.adaptive_avg_pool2d(features, self.grid_size)
         return features.flatten(2).transpose(1, 2).contiguous()

@@ -21,7 +21,7 @@ from captioning.data.vocabulary import Vocabulary
 from captioning.distributed.ranks import Ranks
 from captioning.distributed.stop_signals import StoppedError, StopSignals, stopped_by
 from captioning.model.captioner import Captioner
-from captioning.model.encoder import Encoder, load_pretrained
+from captioning.model.encoders import build_encoder
 from captioning.runs import checkpoint, run_folder
 from captioning.runs.checkpoint import Checkpoint, RunState
 from captioning.runs.progress import Progress, bar
@@ -85,7 +85,7 @@ class Experiment:
             except RuntimeError as error:
                 raise self.checkpoint.unfitting(error) from error
         elif is_main:
-            load_pretrained(model.encoder, config.encoder)
+            model.encoder.load_pretrained(config.encoder.weights)
         return model
 
 
@@ -155,7 +155,8 @@ def prepare(config: Config, world_size: int, on_progress: Progress) -> Experimen
     found = _checkpoint_to_continue(run, train)
     stored = None
     if found is None:
-        load_pretrained(Encoder(config.encoder), config.encoder)  # fails here, before anything is written
+        encoder = build_encoder(config.encoder, config.data.image_size)
+        encoder.load_pretrained(config.encoder.weights)  # fails here, before anything is written
     else:
         stored = vocab.from_json(found.text("vocabulary.json"), str(found.folder / "vocabulary.json"))
     if not _locks:

@@ -11,6 +11,8 @@ from captioning.config import Config
 from captioning.data.padded_captions import PaddedCaptions
 from captioning.distributed.ranks import Ranks
 from captioning.model.captioner import Captioner
+from captioning.model.encoders.batch_norm import is_batch_norm
+from captioning.model.encoders.compiling import compile_stages
 from captioning.training.optim import adamw
 
 
@@ -29,8 +31,7 @@ class Replica:
         if self.synced:
             nn.SyncBatchNorm.convert_sync_batchnorm(captioner)
         if config.train.compile:
-            for stage in captioner.encoder.stages.values():
-                stage.compile()  # in place: the parameters keep their names
+            compile_stages(captioner.encoder)
         if first_step <= config.encoder.unfreeze_at_step > 0:
             # Until that step begins; the optimizer passes over what has no gradient.
             captioner.encoder.train_from("none")
@@ -43,7 +44,7 @@ class Replica:
         self._settle_gradient_buckets()
         self.model.train()
         self.statistics = [
-            buffer for m in self.captioner.modules() if _is_batch_norm(m) and m.training for buffer in m.buffers()
+            buffer for m in self.captioner.modules() if is_batch_norm(m) and m.training for buffer in m.buffers()
         ]
 
     def unfreeze(self) -> None:
@@ -87,7 +88,3 @@ class Replica:
             logits, _ = self.model(images, PaddedCaptions.of(nothing.view(0, 0), nothing, nothing))
             logits.sum().backward()
             self.optimizer.zero_grad()
-
-
-def _is_batch_norm(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.batchnorm._BatchNorm)

@@ -13,7 +13,7 @@ from captioning.config import Config
 from captioning.data.collate import CaptionBatch
 from captioning.distributed.ranks import Ranks
 from captioning.model.captioner import Captioner
-from captioning.model.encoder import eval_batch_norm
+from captioning.model.encoders.batch_norm import eval_batch_norm
 from captioning.model.losses import count_in_top5, perplexity, token_loss
 from captioning.runs.checkpoint import Checkpoint
 from captioning.training.ema import WeightAverage

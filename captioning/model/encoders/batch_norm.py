@@ -1,10 +1,57 @@
-"""BatchNorm with fixed statistics is a scale and a shift: they go into the convolution before it."""
+"""BatchNorm with fixed statistics: evaluation mode, folding into convolutions, recomputation for checkpointing.
+
+With fixed statistics BatchNorm is a scale and a shift, which go into the convolution before it.
+"""
 
 import copy
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+
+def is_batch_norm(module: nn.Module) -> TypeGuard[_BatchNorm]:
+    """Whether it is a BatchNorm of any kind, SyncBatchNorm too."""
+    return isinstance(module, _BatchNorm)
+
+
+def has_batch_norm(module: nn.Module) -> bool:
+    """Whether there is a BatchNorm in ``module``."""
+    return any(map(is_batch_norm, module.modules()))
+
+
+def eval_batch_norm(module: nn.Module) -> None:
+    """Make every BatchNorm in ``module`` use its stored statistics; without one, nothing is changed."""
+    for child in filter(is_batch_norm, module.modules()):
+        child.eval()
+
+
+def recomputation(stage: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
+    """Contexts of a checkpointed stage's forward pass and of its recomputation. There BatchNorm works in the mode of
+    the forward pass, on copies of its running statistics: the originals have seen this batch already."""
+    norms = list(filter(is_batch_norm, stage.modules()))
+    first = [norm.training for norm in norms]
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        now = [(norm.training, dict(norm.named_buffers())) for norm in norms]
+        for norm, training in zip(norms, first, strict=True):
+            norm.training = training
+            for name, statistic in norm.named_buffers():
+                setattr(norm, name, statistic.clone())
+        try:
+            yield
+        finally:
+            for norm, (training, statistics) in zip(norms, now, strict=True):
+                norm.training = training
+                for name, statistic in statistics.items():
+                    setattr(norm, name, statistic)
+
+    return nullcontext(), again()
 
 
 class Folded:
@@ -47,7 +94,7 @@ def _fold(module: nn.Module) -> nn.Module:
     """In torchvision's backbones a BatchNorm registered right after a convolution is applied to it, and to it alone."""
     before: tuple[str, nn.Module] | None = None
     for name, child in list(module.named_children()):
-        if isinstance(child, nn.modules.batchnorm._BatchNorm) and before and isinstance(before[1], nn.Conv2d):
+        if is_batch_norm(child) and before and isinstance(before[1], nn.Conv2d):
             setattr(module, before[0], fuse_conv_bn_eval(before[1], child))
             setattr(module, name, nn.Identity())
         else:
