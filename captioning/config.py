@@ -27,6 +27,8 @@ class DataConfig:
     num_workers: int | None = None  # loader processes a rank; null: the machine's cores shared out, at most 8
     ledger: bool = False  # write a line a sample to RUN/ledger, to audit exactly-once delivery
     cache_dir: str | None = None  # where whole shards of remote splits are kept; null: the machine's temporary folder
+    storage_patience_seconds: float = 600.0  # wait so long for storage that does not answer, train.hang_seconds at most
+    trust_urls: bool = False  # let a NAME.json name shards outside its own folder, and on other hosts
     cache_gb: float = 50.0  # most the cache may hold, shared by all processes of a machine
     max_unreadable_fraction: float = 0.001  # share of an epoch's samples that may be unreadable before the run stops
 
@@ -333,7 +335,7 @@ def _impossible(config: Config) -> list[str]:
     at_least_zero += ["decoder.doubly_stochastic_weight", "evaluate.min_words", "evaluate.no_repeat_ngram"]
     at_least_zero += ["encoder.unfreeze_at_step"]
     positive = ["optim.encoder_lr", "optim.decoder_lr", "optim.layerwise_lr_decay", "optim.max_grad_norm"]
-    positive += ["data.cache_gb"]
+    positive += ["data.cache_gb", "data.storage_patience_seconds"]
     below_one = ["decoder.dropout", "optim.label_smoothing", "train.ema_decay"]
     values = flat(config)
     mistakes = [f"{k}: {values[k]} must be at least 1" for k in at_least_one if values[k] is not None and values[k] < 1]

@@ -3,8 +3,9 @@
 Beside each ``NAME-000000.tar`` lie ``NAME-000000.idx`` (NVIDIA DALI's text index, v1.2: a line a sample, for each of
 its files the extension, offset, size and name), ``NAME-000000.crc32`` (a checksum of each sample's image, 4 bytes each)
 and ``NAME-000000.captions.json`` (what each sample says, so that a vocabulary or references need no tar). ``NAME.json``
-holds it together, in the ``wids-shard-index-v1`` form with our own keys: sha256 per shard, a fingerprint of the data,
-how it was packed, what was left out.
+holds it together, in the ``wids-shard-index-v1`` form with our own keys: sha256 per shard and per file beside it (so
+that training never takes an image's caption, offset or checksum from a file of another packing), a fingerprint of the
+data, how it was packed, what was left out.
 """
 
 import hashlib
@@ -19,15 +20,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from shards import storage, tars
+from shards.document import KIND, checked_shards
 from shards.errors import InputError, listed
 from shards.files import write_atomically
-from shards.storage import Shard
+from shards.storage import SIDECAR_SUFFIXES, Shard
 from shards.storage.cache import Cache
-from shards.storage.urls import Place, Url, place_of, sibling
+from shards.storage.urls import Place, Url, place_of
 from shards.tars import File, SampleText
-
-SIDECAR_SUFFIXES = (".idx", ".crc32", ".captions.json")  # the files that belong to a tar
-KIND = "wids-shard-index-v1"
 
 T = TypeVar("T")
 
@@ -52,7 +51,7 @@ class Extents(Sequence[Extent]):
     """
 
     def __init__(self, shard: Shard, idx: bytes, crc32: bytes):
-        self._idx, self._crc32 = idx, np.frombuffer(crc32, dtype="<u4")
+        self._idx, self._crc32, self._filesize = idx, np.frombuffer(crc32, dtype="<u4"), shard.filesize
         self._ends = np.flatnonzero(np.frombuffer(idx, dtype=np.uint8) == ord("\n"))
         header = idx.split(b"\n", 1)[0].decode(errors="replace")[:40]
         found = (header, len(self), len(self._crc32))
@@ -67,6 +66,8 @@ class Extents(Sequence[Extent]):
 
     def __getitem__(self, number):
         ext, offset, size, name = tars.main_file(self.files(number))
+        if not 0 <= offset <= offset + size <= self._filesize:
+            raise ValueError(f"{name}: its line names bytes outside its tar")
         return Extent(name.removesuffix(f".{ext}"), offset, size, int(self._crc32[number]))
 
     def files(self, number: int) -> tuple[File, ...]:
@@ -142,8 +143,13 @@ def _missing_or_cut(shard: Shard) -> str | None:
     return None
 
 
-def load(path: str | Path, cache: Cache | None = None) -> Index:
+def load(path: str | Path, cache: Cache | None = None, trust_urls: bool = False) -> Index:
     """Read a split's NAME.json from a path, a URL (http, https, or what fsspec opens) or a ``pipe:`` command.
+
+    The fingerprint is worked out from the shard list: the file's own may be that of another list.
+
+    Args:
+        trust_urls: let the index name files in other folders and on other hosts.
 
     Raises:
         InputError: when it is missing or is no shard index.
@@ -151,40 +157,59 @@ def load(path: str | Path, cache: Cache | None = None) -> Index:
     place = place_of(path)
     try:
         document = json.loads(storage.read_all(place))
-        shards = tuple(
-            Shard(sibling(place, entry["url"]), int(entry["nsamples"]), int(entry["filesize"]), str(entry["sha256"]))
-            for entry in document["shardlist"]
-        )
-        if document["__kind__"] != KIND:
-            raise ValueError(f"its __kind__ is {document['__kind__']!r}, not {KIND!r}")
-        if not sum(shard.nsamples for shard in shards):
-            raise ValueError("it has no samples")
-        return Index(place, document["name"], shards, document["fingerprint"], document, cache or Cache())
+        shards = checked_shards(place, document, trust_urls)
+        return Index(place, document["name"], shards, fingerprint_of(shards), document, cache or Cache())
     except (FileNotFoundError, IsADirectoryError) as error:
         raise InputError(
             f"There is no shard index {place}. `python -m launch.pack` writes one: DIR/NAME.json."
         ) from error
     except OSError as error:
         raise InputError(f"{place} cannot be read: {error}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{place} is not a shard index written by launch.pack ({error!r}).") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{place} is not a shard index written by launch.pack ({error}).") from error
+
+
+def _sidecar(shard: Shard, suffix: str) -> bytes:
+    """A file beside a tar, which must be the one that the index was written with.
+
+    Raises:
+        OSError: when it is missing, or another one at both of two attempts.
+    """
+    path, expected = shard.path.with_suffix(suffix), shard.sidecars[SIDECAR_SUFFIXES.index(suffix)]
+    for _ in range(2):  # one wrong reply decides nothing
+        data = storage.read_all(path)
+        if hashlib.sha256(data).hexdigest() == expected:
+            return data
+    raise OSError(f"{path}: its bytes are not those that the index was written with")
 
 
 def read_texts(shard: Shard) -> list[SampleText]:
     """The captions beside a tar.
 
     Raises:
-        InputError: when the file is missing or does not fit the tar.
+        InputError: when the file is missing or does not belong to the tar.
     """
     path = shard.path.with_suffix(".captions.json")
     try:
-        samples = json.loads(storage.read_all(path))["samples"]
-        texts = [SampleText(s["key"], tuple(s["captions"]), s["image_id"], s["label"]) for s in samples]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} cannot be read ({error!r}). Copy it again, with its tar.") from error
+        texts = [_text(sample) for sample in json.loads(_sidecar(shard, ".captions.json"))["samples"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read ({error}). Copy it again, with its tar.") from error
     if len(texts) != shard.nsamples:
         raise InputError(f"{path} lists {len(texts)} samples, the index says {shard.nsamples}. Copy it with its tar.")
     return texts
+
+
+def _text(sample: Any) -> SampleText:
+    key, captions, image_id, label = (sample[field] for field in ("key", "captions", "image_id", "label"))
+    if not (
+        isinstance(key, str)
+        and isinstance(captions, list)
+        and all(isinstance(caption, str) for caption in captions)
+        and type(image_id) in (int, str)
+        and isinstance(label, str | None)
+    ):
+        raise ValueError(f"a sample that is no key, captions, id and label: {str(sample)[:80]}")
+    return SampleText(key, tuple(captions), image_id, label)
 
 
 @lru_cache(maxsize=512)  # some 100 bytes a sample
@@ -196,7 +221,7 @@ def read_extents(shard: Shard) -> Extents:
     """
     idx, crc32 = shard.path.with_suffix(".idx"), shard.path.with_suffix(".crc32")
     try:
-        return Extents(shard, storage.read_all(idx), storage.read_all(crc32))
+        return Extents(shard, _sidecar(shard, ".idx"), _sidecar(shard, ".crc32"))
     except (OSError, ValueError) as error:
         raise InputError(f"{idx} or {crc32.name} cannot be read ({error}). Copy them again, with their tar.") from error
 
@@ -237,16 +262,20 @@ def sha256_of_place(place: Place) -> str:
     return digest.hexdigest()
 
 
-def fingerprint_of(shards: list[Shard]) -> str:
+def fingerprint_of(shards: Sequence[Shard]) -> str:
     """What makes two splits the same data: their tars' bytes, in order. The names and folders do not count."""
     return hashlib.sha256("\n".join(f"{s.sha256} {s.nsamples}" for s in shards).encode()).hexdigest()
 
 
-def write_sidecars(tar: Path, content: Path, samples: list[tars.TarSample], about: dict[str, Any]) -> None:
-    """Write what belongs to a tar, whose bytes are in ``content`` for now; ``about`` is its captions file."""
-    write_atomically(tar.with_suffix(".idx"), tars.idx_text(samples).encode())
-    write_atomically(tar.with_suffix(".crc32"), tars.checksums(content, samples))
-    write_atomically(captions_path(tar), json.dumps(about, ensure_ascii=False).encode())
+def write_sidecars(tar: Path, content: Path, samples: list[tars.TarSample], about: dict[str, Any]) -> tuple[str, ...]:
+    """Write what belongs to a tar, whose bytes are in ``content`` for now; ``about`` is its captions file, which also
+    takes the hashes of the other two. Returns the sha256 of each file, as ``Shard.sidecars`` has them."""
+    files = {".idx": tars.idx_text(samples).encode(), ".crc32": tars.checksums(content, samples)}
+    about = {**about, "sidecars": {suffix: hashlib.sha256(data).hexdigest() for suffix, data in files.items()}}
+    files[".captions.json"] = json.dumps(about, ensure_ascii=False).encode()
+    for suffix, data in files.items():
+        write_atomically(tar.with_suffix(suffix), data)
+    return tuple(hashlib.sha256(files[suffix]).hexdigest() for suffix in SIDECAR_SUFFIXES)
 
 
 def document_of(
@@ -268,6 +297,7 @@ def document_of(
                 "nsamples": shard.nsamples,
                 "filesize": shard.filesize,
                 "sha256": shard.sha256,
+                "sidecars": dict(zip(SIDECAR_SUFFIXES, shard.sidecars, strict=True)),
             }
             for shard in shards
         ],
@@ -300,34 +330,38 @@ def verify(index: Index) -> None:
         InputError: listing every shard that differs.
     """
     index.check_files()
-    wrong = [problem for shard in index.shards if (problem := _damage_or_reason(shard))]
+    wrong = [problem for shard in index.shards if (problem := _damage_or_reason(shard, index.cache))]
     if wrong:
         raise InputError(f"{len(wrong)} shard(s) of {index.path} are damaged:\n{listed(wrong)}\nCopy them again.")
 
 
-def _damage_or_reason(shard: Shard) -> str | None:
+def _damage_or_reason(shard: Shard, cache: Cache) -> str | None:
     """What is wrong with a shard; one that cannot be read does not keep the others from being looked at."""
     try:
-        return _damage(shard)
+        return _damage(shard, cache)
     except InputError as error:
         return str(error)
     except OSError as error:
         return f"{shard.path} cannot be read: {error}"
 
 
-def _damage(shard: Shard) -> str | None:
+def _damage(shard: Shard, cache: Cache) -> str | None:
     if isinstance(shard.path, Url):
+        if problem := cache.damage(shard.sha256):
+            return f"{problem} (a copy of {shard.path}; delete it, and it is fetched again)"
         # What the tar's hash proves need not be looked for in the tar.
         if sha256_of_place(shard.path) != shard.sha256:
             return f"{shard.path}: its bytes are not those that were packed"
-        read_extents(shard), read_texts(shard)
-        return None
+        keys = [extent.key for extent in read_extents(shard)]
+        return None if keys == [text.key for text in read_texts(shard)] else f"{shard.path}: .idx and captions differ"
     return _damage_on_disk(shard, shard.path)
 
 
 def _damage_on_disk(shard: Shard, path: Path) -> str | None:
     if sha256_of_place(path) != shard.sha256:
         return f"{path}: its bytes are not those that were packed"
+    read_extents.cache_clear()  # what is there now
+    read_extents(shard)
     texts = read_texts(shard)
     known = {text.key for text in texts}
     samples = [sample for sample in tars.samples_of(path) if sample.key in known]

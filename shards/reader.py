@@ -101,7 +101,7 @@ def read_samples(index: Index, samples: Sequence[int]) -> Iterator[Sample | Unre
     """
     located = [index.locate(sample) for sample in samples]
     if all(isinstance(shard.path, Path) for shard, _ in located):
-        yield from (_read(index, shard, extent_of(shard, number), number) for shard, number in located)
+        yield from (_read(index, _Wanted(shard, extent_of(shard, number), number)) for shard, number in located)
         return
     list(_pool().map(read_extents, {shard for shard, _ in located}))
     wanted = [_Wanted(shard, extent_of(shard, number), number) for shard, number in located]
@@ -140,12 +140,10 @@ def _read_block(index: Index, block: list[_Wanted]) -> dict[_Wanted, Sample | Un
     size = block[-1].extent.offset + block[-1].extent.size - start
     try:
         data = storage.read(block[0].shard, start, size, index.cache)
-    except (ConnectionError, TimeoutError) as error:
-        return {one: _unreadable(one.shard, one.extent, _reason(error)) for one in block}
     except OSError:  # a shard cut short: what lies before the cut is whole
-        return {one: _read(index, one.shard, one.extent, one.number) for one in block}
+        return {one: _read(index, one) for one in block}
     cut = {one: data[one.extent.offset - start :][: one.extent.size] for one in block}
-    return {one: _checked(index, one.shard, one.extent, one.number, image) for one, image in cut.items()}
+    return {one: _checked(index, one, image) or _read(index, one, again=True) for one, image in cut.items()}
 
 
 @lru_cache(maxsize=1)
@@ -157,18 +155,26 @@ def _pool() -> ThreadPoolExecutor:
 os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
-def _read(index: Index, shard: Shard, extent: Extent, number: int) -> Sample | UnreadableSample:
-    try:
-        data = storage.read(shard, extent.offset, extent.size, index.cache)
-    except OSError as error:
-        return _unreadable(shard, extent, _reason(error))
-    return _checked(index, shard, extent, number, data)
+def _read(index: Index, one: _Wanted, again: bool = False) -> Sample | UnreadableSample:
+    """One image, asked for a second time (or, ``again``, for the second time) when the first reply was wrong: one reply
+    alone makes nothing unreadable."""
+    reason = ""
+    for is_second in (False, True)[again:]:
+        try:
+            data = storage.read(one.shard, one.extent.offset, one.extent.size, index.cache, again=is_second)
+        except OSError as error:
+            reason = _reason(error)
+            continue
+        if (sample := _checked(index, one, data)) is not None:
+            return sample
+        reason = "its bytes are not those that were packed"
+    return _unreadable(one.shard, one.extent, reason)
 
 
-def _checked(index: Index, shard: Shard, extent: Extent, number: int, image: bytes) -> Sample | UnreadableSample:
-    if zlib.crc32(image) != extent.crc32:
-        return _unreadable(shard, extent, "its bytes are not those that were packed")
-    return Sample(extent.key, image, shard, number, index.cache)
+def _checked(index: Index, one: _Wanted, image: bytes) -> Sample | None:
+    """The sample, if the bytes are those that were packed."""
+    right = len(image) == one.extent.size and zlib.crc32(image) == one.extent.crc32
+    return Sample(one.extent.key, image, one.shard, one.number, index.cache) if right else None
 
 
 def _reason(error: OSError) -> str:

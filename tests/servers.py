@@ -95,7 +95,9 @@ class Misbehaving(SimpleHTTPRequestHandler):
         part, where = data[first : last + 1], f"bytes {first}-{last}/{len(data)}"
         match self.fault if faulty else None:
             case "busy":
-                return self.send_error(503)
+                return self._send(503, {"Retry-After": "7"}, b"")
+            case "page":
+                return self._send(200, {"Content-Type": "text/html"}, b"<html>Please log in</html>")
             case "drops":
                 self.close_connection = True
                 return self.connection.close()

@@ -220,4 +220,4 @@ def test_an_error_of_a_loader_process_says_what_it_says_in_this_one(dataset_of, 
         with pytest.raises(InputError) as error:
             next(dataset_of(index=index, num_workers=workers).steps(0, 1))
         said.append(str(error.value))
-    assert said[0] == said[1] and "Copy it again, with its tar." in said[0]
+    assert said[0] == said[1] and "Copy them again, with their tar." in said[0]

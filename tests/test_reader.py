@@ -1,5 +1,7 @@
 """Reading by number: the sample, or an unreadable sample that keeps its place."""
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from shards import storage
 from shards.errors import InputError
 from shards.images import open_rgb
 from shards.reader import UnreadableSample, read_sample
+from shards.storage import outages
 
 
 @pytest.fixture
@@ -95,3 +98,47 @@ def test_a_flipped_bit_is_found_also_where_the_image_still_decodes(copy):
     read = [read_sample(index, number) for number in range(len(index))]
     assert [number for number, sample in enumerate(read) if isinstance(sample, UnreadableSample)] == [5]
     assert (read[5].key, read[5].offset) == (extent.key, extent.offset) and "not those that were packed" in str(read[5])
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.ETIMEDOUT, errno.EIO])
+def test_a_network_file_system_that_forgot_a_file_is_asked_again(copy, monkeypatch, number):
+    """The descriptor is of no use any more: the file must be opened again."""
+    monkeypatch.setattr(outages, "FIRST_WAIT", 0.001)
+    index = shard_index.load(copy / "train.json")
+    whole = [read_sample(index, n) for n in range(3)]
+    stale = storage._descriptor(index.shards[0].local)
+    calls = []
+
+    def pread(file: int, size: int, offset: int, real=os.pread) -> bytes:
+        calls.append(file)
+        if len(calls) == 1:
+            raise OSError(number, os.strerror(number))
+        return real(file, size, offset)
+
+    monkeypatch.setattr(os, "pread", pread)
+    assert [read_sample(index, n) for n in range(3)] == whole
+    assert calls[0] == stale and len(calls) == 4
+
+
+def test_a_disk_that_is_unmounted_is_waited_for_and_loses_no_image(copy, monkeypatch):
+    monkeypatch.setattr(outages, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(outages, "_patience", 0.05)
+    index = shard_index.load(copy / "train.json")
+    whole = read_sample(index, 5)
+    storage.close_files()
+    away = copy.rename(copy.with_name("away"))
+    with pytest.raises(InputError, match="storage_patience_seconds"):
+        read_sample(index, 5)
+    copy.mkdir()  # as a mount point is while nothing is mounted
+    monkeypatch.setattr(outages, "_sleep", lambda _: copy.is_dir() and (copy.rmdir(), away.rename(copy)))
+    monkeypatch.setattr(outages, "_patience", 60.0)
+    assert read_sample(index, 5) == whole
+
+
+def test_a_shard_that_somebody_deleted_is_holes(copy):
+    index = shard_index.load(copy / "train.json")
+    read_sample(index, 5)
+    storage.close_files()
+    index.shards[0].local.unlink()
+    hole = read_sample(index, 5)
+    assert isinstance(hole, UnreadableSample) and "No such file" in hole.reason

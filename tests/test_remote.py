@@ -21,12 +21,12 @@ from shards.errors import InputError
 from shards.index import Index
 from shards.reader import UnreadableSample, read_samples
 from shards.sources import scenes
-from shards.storage import cache, streams
+from shards.storage import cache, outages, streams
 from shards.storage import http_ranges as ranges
 from shards.storage.cache import Cache
 from shards.storage.urls import Url, place_of, sibling
 from tests.conftest import module, run_command, settings, train_command
-from tests.servers import misbehaving, nginx
+from tests.servers import Misbehaving, misbehaving, nginx
 from tests.test_pack import pack_small
 from tests.test_training import assert_each_image_of_each_epoch_once
 
@@ -40,8 +40,11 @@ def server(scene_shards, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Nothing remembered from another test, and no long waits."""
-    monkeypatch.setattr(ranges, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(outages, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(outages, "_patience", 0.5)
+    monkeypatch.setattr(ranges, "_seconds", lambda retry_after: 0.0)
     monkeypatch.setattr(storage, "_without_ranges", set())
+    monkeypatch.setattr(cache, "_mended", {})
     monkeypatch.setattr(cache, "_failed", {})
     shard_index.read_extents.cache_clear()
 
@@ -82,7 +85,7 @@ def test_the_stream_over_http_is_the_local_one(server, scene_shards, stream_of, 
         assert len({connection for *_, connection in tars}) <= reader._REQUESTS * max(1, workers), "kept alive"
     if path == "whole":
         assert sum(asked == "-" for _, _, _, asked, _ in tars) == 1, "both loaders wait for one download"
-        assert [file.name for file in tmp_path.glob("*.*")] == [f"{local.shards[0].sha256}.tar"]
+        assert [file.name for file in Cache(tmp_path).home.glob("*.tar")] == [f"{local.shards[0].sha256}.tar"]
 
 
 def test_near_neighbours_come_in_one_request(server, scene_shards):
@@ -96,7 +99,9 @@ def test_near_neighbours_come_in_one_request(server, scene_shards):
     assert len(server.requests(".tar")) - before == 1, "44 scenes lie within 64 kB of each other"
 
 
-@pytest.mark.parametrize("fault", ["busy", "drops", "short", "shifted", "no content range", "ignores ranges", "hangs"])
+@pytest.mark.parametrize(
+    "fault", ["busy", "drops", "short", "shifted", "no content range", "ignores ranges", "hangs", "page"]
+)
 def test_passing_faults_change_nothing(scene_shards, tmp_path, monkeypatch, fault):
     monkeypatch.setattr(ranges, "TIMEOUT", 0.3)
     local = shard_index.load(scene_shards / "train.json")
@@ -106,20 +111,97 @@ def test_passing_faults_change_nothing(scene_shards, tmp_path, monkeypatch, faul
             assert [s.image_bytes for s in read_samples(remote, part)] == [
                 s.image_bytes for s in read_samples(local, part)
             ]
+    assert not storage._without_ranges, "one whole file is no reason to fetch whole files"
 
 
-@pytest.mark.parametrize("fault", ["busy", "drops", "short", "shifted", "no content range", "flips"])
-def test_lasting_faults_are_holes_with_shard_offset_and_key(scene_shards, monkeypatch, fault):
-    monkeypatch.setattr(ranges, "FIRST_WAIT", 0.001)
-    extents = shard_index.read_extents(shard_index.load(scene_shards / "train.json").shards[0])
+@pytest.mark.parametrize("fault", ["busy", "drops", "short", "shifted", "no content range", "page"])
+def test_storage_that_never_answers_ends_the_run_and_loses_no_image(scene_shards, fault):
     with misbehaving(scene_shards, fault, always=True) as url:
-        read = list(read_samples(shard_index.load(f"{url}/train.json"), [3, 30]))
-    if fault == "flips":
-        assert isinstance(read[0], UnreadableSample) and "not those that were packed" in read[0].reason
-        return  # both came in one request, of which the first byte is wrong
-    assert [(h.shard, h.offset, h.key) for h in read] == [
-        ("train-000000.tar", extents[n].offset, extents[n].key) for n in (3, 30)
-    ]
+        remote = shard_index.load(f"{url}/train.json")
+        with pytest.raises(InputError, match=r"train-000000\.tar(.|\n)*storage_patience_seconds"):
+            list(read_samples(remote, [3, 30]))
+
+
+def test_bytes_that_are_wrong_once_are_asked_for_again(scene_shards):
+    local = shard_index.load(scene_shards / "train.json")
+    with misbehaving(scene_shards, "flips") as url:
+        remote = shard_index.load(f"{url}/train.json")
+        assert [read.image_bytes for read in read_samples(remote, [3])] == [next(read_samples(local, [3])).image_bytes]
+
+
+def test_bytes_that_are_wrong_twice_are_holes_with_shard_offset_and_key(scene_shards):
+    extents = shard_index.read_extents(shard_index.load(scene_shards / "train.json").shards[0])
+    with misbehaving(scene_shards, "flips", always=True) as url:
+        hole, read = read_samples(shard_index.load(f"{url}/train.json"), [3, 5])
+    assert isinstance(hole, UnreadableSample) and "not those that were packed" in hole.reason
+    assert (hole.shard, hole.offset, hole.key) == ("train-000000.tar", extents[3].offset, extents[3].key)
+    assert not isinstance(read, UnreadableSample)  # both came in one request, of which the first byte is wrong
+
+
+def test_an_outage_is_waited_for_and_told_once(scene_shards, monkeypatch, caplog):
+    """Two requests at once meet it, twenty times in all; said once, and that it answers again."""
+    monkeypatch.setattr(outages, "TELL_AFTER", 0.0)
+    monkeypatch.setattr(outages, "_patience", 60.0)
+    monkeypatch.setattr(outages, "_shared", [0.0, 0.0])
+    local = shard_index.load(scene_shards / "train.json")
+    with misbehaving(scene_shards, "drops", always=True) as url:
+        remote = shard_index.load(f"{url}/train.json")
+        waits = []
+
+        def sleep(seconds: float) -> None:
+            waits.append(seconds)
+            if len(waits) == 20:
+                for handler in Misbehaving.__subclasses__():
+                    handler.fault = "none"
+
+        monkeypatch.setattr(outages, "_sleep", sleep)
+        read = list(read_samples(remote, [3, 30]))
+    assert [s.image_bytes for s in read] == [s.image_bytes for s in read_samples(local, [3, 30])]
+    assert min(waits) == 0.01 and max(waits) >= 1.0 and 20 <= len(waits) <= 22, "longer and longer"
+    assert caplog.text.count("does not answer") == 1 and caplog.text.count("answers again") == 1
+
+
+def test_retry_after_is_obeyed(scene_shards, monkeypatch):
+    monkeypatch.undo()
+    waits = []
+    monkeypatch.setattr(outages, "_patience", 60.0)
+    monkeypatch.setattr(outages, "_sleep", waits.append)
+    with misbehaving(scene_shards, "busy") as url:
+        assert not isinstance(next(read_samples(shard_index.load(f"{url}/train.json"), [3])), UnreadableSample)
+    assert waits == [7.0]
+    assert ranges._seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0 and ranges._seconds("soon") == 0.0
+    assert ranges._seconds("Fri, 31 Dec 9999 23:59:59 GMT") > 1e9
+
+
+def test_a_rank_sees_that_its_loaders_wait_for_storage(scene_shards, stream_of):
+    before = outages.last_wait()
+    with misbehaving(scene_shards, "busy") as url:
+        stream_of(shard_index.load(f"{url}/train.json"), workers=2)
+    assert outages.last_wait() > before
+
+
+def test_whole_files_again_and_again_change_the_way_of_reading_and_that_is_told(scene_shards, tmp_path, caplog):
+    with misbehaving(scene_shards, "ignores ranges", always=True) as url:
+        remote = shard_index.load(f"{url}/train.json", Cache(tmp_path))
+        assert not any(isinstance(read, UnreadableSample) for read in read_samples(remote, [3, 30]))
+    assert "the server ignores Range" in caplog.text and storage._without_ranges
+
+
+def test_verify_sees_a_damaged_cached_shard_and_training_mends_it(scene_shards, tmp_path):
+    local = shard_index.load(scene_shards / "train.json")
+    remote = shard_index.load(f"pipe:cat {scene_shards}/train.json", Cache(tmp_path))
+    whole = [sample.image_bytes for sample in read_samples(local, range(44))]
+    list(read_samples(remote, [0]))
+    shard_index.verify(remote)
+    extent = shard_index.read_extents(local.shards[0])[7]
+    (copy,) = remote.cache.home.glob("*.tar")
+    with copy.open("r+b") as file:
+        file.seek(extent.offset + 9)
+        file.write(b"damage")
+    with pytest.raises(InputError, match=copy.name):
+        shard_index.verify(remote)
+    assert [sample.image_bytes for sample in read_samples(remote, range(44))] == whole
+    shard_index.verify(remote)
 
 
 def test_what_sizes_tell_is_told_before_step_0(server, scene_shards, tmp_path):
@@ -163,7 +245,7 @@ def test_commands_and_fsspec_give_the_local_stream(scene_shards, stream_of, tmp_
     remote = shard_index.load(place, Cache(tmp_path))
     remote.check_files()
     assert_same_stream(stream_of(remote), stream_of(local))
-    assert [file.stat().st_size for file in tmp_path.glob("*.tar")] == [local.shards[0].filesize]
+    assert [file.stat().st_size for file in Cache(tmp_path).home.glob("*.tar")] == [local.shards[0].filesize]
 
 
 def test_commands_run_only_where_the_user_gave_them(scene_shards, tmp_path):
@@ -201,7 +283,6 @@ def test_what_cannot_be_opened_is_said(place, message):
 
 def test_a_command_that_hangs_is_ended(monkeypatch):
     monkeypatch.setattr(streams, "PIPE_TIMEOUT", 0.2)
-    monkeypatch.setattr(ranges, "ATTEMPTS", 2)
     with pytest.raises(InputError, match="gave no byte"):
         shard_index.load(f"pipe:sleep 300.{os.getpid()} # train.json")
     assert f"sleep 300.{os.getpid()}" not in subprocess.run(["ps", "ax"], capture_output=True, text=True).stdout
@@ -221,7 +302,7 @@ def test_neighbours_of_a_url(text, tar, shown):
     place = sibling(place_of(text), "train-0.tar")
     assert isinstance(place, Url) and place.text == tar and str(place) == (shown or tar)
     assert place.with_suffix(".idx").text == tar.replace("train-0.tar", "train-0.idx")
-    assert sibling(place_of(text), "https://other/x.tar") == place_of("https://other/x.tar")
+    assert sibling(place_of(text), "https://other/x.tar", trust_urls=True) == place_of("https://other/x.tar")
 
 
 def test_local_places():
@@ -278,7 +359,7 @@ def test_many_shards_through_a_cache_of_two(tmp_path, monkeypatch):
     for _ in range(2):
         read = list(read_samples(remote, range(len(index))))
         assert [s.image_bytes for s in read] == [s.image_bytes for s in read_samples(index, range(len(index)))]
-        assert sum(file.stat().st_size for file in (tmp_path / "cache").iterdir()) <= bounded.limit
+        assert sum(file.stat().st_size for file in bounded.home.glob("*[0-9a-f].*")) <= bounded.limit
 
 
 def test_a_cache_that_cannot_hold_the_set_is_told_before_it_crawls(scene_shards, tmp_path, capsys):

@@ -39,3 +39,16 @@ def test_status_tells_a_job_script_whether_to_start_again(scene_shards, tmp_path
         assert (done.returncode, done.stdout) == (code, f"{run}: {status}, step 4 of 12\n")
     assert run_command(module("launch.status", run)).returncode == 1
     assert run_command(module("launch.status", tmp_path / "nothing")).returncode == 2
+
+
+def test_the_last_saved_step_is_told_by_the_folder_itself(tmp_path):
+    assert run_folder.last_saved_step(tmp_path) == 0
+    run_folder.set_status(tmp_path, "preempted", "before the first step, stopped by SIGTERM")
+    assert run_folder.last_saved_step(tmp_path) == 0
+    run_folder.set_status(tmp_path, "preempted", "step 12 of 40, stopped by SIGTERM")
+    assert run_folder.last_saved_step(tmp_path) == 12
+    run_folder.note_saved(tmp_path, 20)
+    assert run_folder.last_saved_step(tmp_path) == 20
+    run_folder.set_status(tmp_path, "failed", "InputError: step 99 of 100 is no word of a status")
+    (tmp_path / "saved-step").write_bytes(b"\xff\0")
+    assert run_folder.last_saved_step(tmp_path) == 0

@@ -12,8 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from captioning.config import load, save_text
 from captioning.runs import checkpoint, run_folder
-from tests.conftest import CPU_PROCESSES, ROOT, module, run_command, settings, train_command
+from captioning.training.preparation import prepare
+from shards.errors import InputError
+from tests.conftest import CPU_PROCESSES, ROOT, module, run_command, settings, train_command, untrained_run
 from tests.test_training import (
     assert_each_image_of_each_epoch_once,
     assert_same_bits,
@@ -226,3 +229,36 @@ def test_continued_on_other_numbers_of_processes(scene_shards, tmp_path, empty_c
     start = tmp_path / "start"
     trained(1, settings(scene_shards, start, train__total_steps=3, **changes), empty_config)
     assert distance(parameters(run, 15), parameters(whole, 15), parameters(start, 3)) < 1e-4
+
+
+@pytest.mark.parametrize("status", [("running", ""), ("failed", "RuntimeError: x"), ("preempted", "step 1 of 6")])
+def test_a_start_without_the_checkpoints_of_a_run_is_refused(scene_shards, tmp_path, empty_config, status):
+    run = untrained_run(tmp_path / "run")
+    changes = {"decoder__name": "attention", "encoder__grid_size": 3, "train__epochs": 1}
+    config = load(empty_config, settings(scene_shards, run, **changes))
+    (run / "config.yaml").write_text(save_text(config))
+    run_folder.set_status(run, *status)
+    (run / "checkpoints").rename(tmp_path / "scratch")
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"saved at step 1, and there is no checkpoint.*\n.*Mount it"):
+            prepare(config, 1, lambda done, total: None)
+    assert run_folder.status(run) == status
+
+
+def test_a_run_whose_checkpoints_are_away_is_not_begun_again(scene_shards, tmp_path, empty_config):
+    """As where checkpoints/ is on a scratch disk that is not mounted: refused, and nothing is cut."""
+    run = tmp_path / "run"
+    command = train_command(1, settings(scene_shards, run, train__total_steps=4), empty_config)
+    trained(1, settings(scene_shards, run, train__total_steps=4), empty_config)
+    scratch = (run / "checkpoints").rename(tmp_path / "scratch")
+    (run / "checkpoints").mkdir()
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "lock"}
+    done = run_command(command)
+    assert done.returncode == 2, done.stderr
+    assert "was saved at step 4" in done.stderr and "Mount it" in done.stderr and "Traceback" not in done.stderr
+    assert {path: path.read_bytes() for path in before} == before
+    (run / "checkpoints").rmdir()
+    (run / "checkpoints").symlink_to(scratch)  # mounted again
+    done = run_command(command)
+    assert done.returncode == 0, done.stderr
+    assert run_folder.status(run) == ("finished", "step 4 of 4")

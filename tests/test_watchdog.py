@@ -4,6 +4,7 @@ import time
 
 from captioning.distributed.ranks import Ranks
 from captioning.distributed.watchdog import Watchdog
+from shards.storage import outages
 
 
 def test_the_rank_behind_the_others_is_named_by_the_lowest(tmp_path, capfd):
@@ -36,5 +37,14 @@ def test_a_rank_that_moves_is_left_alone(tmp_path, capfd):
     for _ in range(12):
         dog.at(1, "computing")
         time.sleep(0.25)
+    dog.close()
+    assert not list(tmp_path.iterdir()) and not capfd.readouterr().err
+
+
+def test_a_rank_that_waits_for_storage_is_left_alone(tmp_path, capfd):
+    dog = Watchdog(tmp_path, Ranks(0, 1), 2, lambda step: "")
+    dog.start()
+    dog.at(1, "reading its samples")
+    outages._sleep(3.0)
     dog.close()
     assert not list(tmp_path.iterdir()) and not capfd.readouterr().err

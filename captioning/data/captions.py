@@ -3,6 +3,7 @@
 Tokenizing an image's five captions costs as much as decoding its JPEG; doing it on the fly would halve the loader.
 """
 
+import hashlib
 import json
 import os
 from array import array
@@ -18,7 +19,7 @@ import numpy as np
 from captioning.data import vocabulary as vocab
 from captioning.data.tokenizer import kind_of
 from captioning.data.vocabulary import Vocabulary
-from shards.files import write_atomically
+from shards.files import sha256_of, write_atomically
 from shards.index import Index, read_texts
 
 _ARRAYS = ("ids", "caption_starts", "sample_starts")
@@ -62,12 +63,12 @@ def encode(
     """Tokenize a split once: build the vocabulary (unless one is given) and write the EncodedCaptions folder.
 
     A given vocabulary brings its tokenizer; else ``tokenizer`` names it, and both are made from this split alone. A
-    folder that already holds this split in this vocabulary is left as it is. Returns the vocabulary.
+    folder that already holds this split in this vocabulary, as its hashes tell, is left alone. Returns the vocabulary.
 
     Raises:
         InputError: when there is no such tokenizer, or the vocabulary covers less than half of the tokens.
     """
-    if vocabulary is not None and _up_to_date(folder, _about(index, vocabulary, max_words)):
+    if vocabulary is not None and _is_up_to_date(folder, _about(index, vocabulary, max_words)):
         return vocabulary
     if vocabulary is None:
         by = kind_of(tokenizer).train(_captions(index), vocabulary_size, threshold)
@@ -94,7 +95,8 @@ def encode(
         vocab.check_coverage(vocabulary, occurring, threshold, vocabulary_size)
     final = np.array([vocabulary.ids.get(word, vocab.UNK) for word in spellings] or [0], dtype=np.int32)
     _write(folder, (final[np.asarray(ids, dtype=np.int64)], np.asarray(caption_starts), np.asarray(sample_starts)))
-    write_atomically(folder / "about.json", json.dumps(_about(index, vocabulary, max_words)).encode())
+    about = _about(index, vocabulary, max_words) | {"arrays": _hashes(folder)}
+    write_atomically(folder / "about.json", json.dumps(about).encode())
     return vocabulary
 
 
@@ -115,11 +117,20 @@ def _write(folder: Path, arrays: tuple[np.ndarray, ...]) -> None:
 
 
 def _about(index: Index, vocabulary: Vocabulary, max_words: int) -> dict[str, object]:
-    return {"fingerprint": index.fingerprint, "max_words": max_words, "vocabulary": vocabulary.to_json()}
+    """What the arrays are made of: the data and the very caption files of its shards, in order."""
+    files = hashlib.sha256("\n".join(shard.sidecars[-1] for shard in index.shards).encode()).hexdigest()
+    about = {"fingerprint": index.fingerprint, "captions": files, "max_words": max_words}
+    return {**about, "vocabulary": vocabulary.to_json()}
 
 
-def _up_to_date(folder: Path, about: dict[str, object]) -> bool:
+def _hashes(folder: Path) -> dict[str, str]:
+    return {name: sha256_of(folder / f"{name}.npy") for name in _ARRAYS}
+
+
+def _is_up_to_date(folder: Path, about: dict[str, object]) -> bool:
+    """Whether the arrays are made of this, and still as they were written."""
     try:
-        return json.loads((folder / "about.json").read_text(encoding="utf-8")) == about
-    except (OSError, ValueError):
+        stored = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        return stored == about | {"arrays": _hashes(folder)}
+    except (OSError, ValueError, RecursionError):
         return False

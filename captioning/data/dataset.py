@@ -1,5 +1,6 @@
 """A split's samples -> what models learn from and are judged by: training on a ShardDataset, evaluation in order."""
 
+import math
 import os
 import sys
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from shards.dataset import EpochSample, ShardDataset
 from shards.images import UnreadableImageError
 from shards.index import Index
 from shards.reader import UnreadableSample, read_samples, unreadable_of
+from shards.storage import outages
 from shards.storage.cache import Cache, default_folder
 
 
@@ -28,7 +30,8 @@ def open_split(path: str, config: Config) -> Index:
     Raises:
         InputError: when the index is missing or its shards do not fit it.
     """
-    index = shard_index.load(path, cache_of(config))
+    outages.set_patience(min(config.data.storage_patience_seconds, config.train.hang_seconds or math.inf))
+    index = shard_index.load(path, cache_of(config), config.data.trust_urls)
     index.check_files()
     fetched = sum(shard.filesize for shard in index.shards if storage.needs_cache(shard.path))
     if fetched > index.cache.limit and os.environ.get("RANK", "0") == "0":

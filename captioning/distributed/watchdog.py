@@ -11,13 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from captioning.distributed.ranks import Ranks
+from shards.storage.outages import last_wait
 
 PATIENCE_S = 10.0  # at most, between a rank's own report and its judgement of the others'
 _FIRST_LINE = re.compile(r"rank (\d+), place (\d+): (.*)")
 
 
 class Watchdog:
-    """A thread that looks whether this rank still moves.
+    """A thread that looks whether this rank still moves. To wait for storage that is away is to move.
 
     All ranks pass the same places in the same order, so whoever has passed fewer is the one the others wait for. After
     ``hang_seconds`` at one place a rank writes where it is, and the stack of its threads, to standard error and to
@@ -51,7 +52,7 @@ class Watchdog:
     def _watch(self) -> None:
         limit, reported = float(self._hang_seconds or 0), -1
         while not self._closed.wait(min(1.0, limit / 10)):
-            if self._places != reported and time.monotonic() - self._since > limit:
+            if self._places != reported and time.monotonic() - max(self._since, last_wait()) > limit:
                 reported = self._places
                 try:
                     self._report()

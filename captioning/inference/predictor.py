@@ -129,8 +129,7 @@ class Predictor:
 
     @torch.inference_mode()
     def embed(self, images: ImageLike | ImageList, batch_size: int = 32) -> Tensor:
-        """What the first model's encoder makes of an image, pooled: float32 [D], or [N, D] of a list of N images, on the
-        CPU.
+        """What the first model's encoder makes of an image, pooled: float32 [D] on the CPU, or [N, D] of N images.
 
         Raises:
             InputError: naming the first that is missing or no image.

@@ -25,6 +25,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from captioning.runs.run_folder import note_saved
 from shards.errors import InputError
 from shards.files import sha256_of
 
@@ -127,10 +128,14 @@ def save(
     _sync_folder(final.parent)
     if (reason := damage(final)) is not None:
         raise OSError(f"{final} does not read back as it was written: {reason}")
-    try:
-        _prune(run, keep, state)
-    except OSError as error:
-        print(f"warning: step {state.step} is saved, but an older one cannot be removed: {error}", file=sys.stderr)
+    for act, what in (
+        (lambda: note_saved(run, state.step), "that cannot be noted in the run folder"),
+        (lambda: _prune(run, keep, state), "an older one cannot be removed"),
+    ):
+        try:
+            act()
+        except OSError as error:
+            print(f"warning: step {state.step} is saved, but {what}: {error}", file=sys.stderr)
     return final
 
 

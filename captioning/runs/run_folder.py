@@ -3,9 +3,11 @@
 import errno
 import fcntl
 import os
+import re
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -55,6 +57,19 @@ def status(run: Path) -> tuple[str, str]:
     path = run / "status"
     first, _, detail = path.read_text(encoding="utf-8").partition("\n") if path.is_file() else ("", "", "")
     return first, detail.strip()
+
+
+def note_saved(run: Path, step: int) -> None:
+    """Note in the run folder itself that a checkpoint of this step is on disk: ``checkpoints/`` may be a mount."""
+    write_atomically(run / "saved-step", f"{step}\n".encode())
+
+
+def last_saved_step(run: Path) -> int:
+    """The step of which a checkpoint must be there, by what the run folder tells; 0 where none was written yet."""
+    told = [re.match(r"step (\d{1,18}) of \d+", status(run)[1])]  # a run that stopped has saved where it stopped
+    with suppress(OSError, UnicodeDecodeError):
+        told.append(re.match(r"(\d{1,18})\n", (run / "saved-step").read_text(encoding="utf-8")))
+    return max((int(match[1]) for match in told if match), default=0)
 
 
 def cut_after(path: Path, is_kept: Callable[[str], bool]) -> None:

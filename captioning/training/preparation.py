@@ -150,6 +150,7 @@ def prepare(config: Config, world_size: int, on_progress: Progress) -> Experimen
     train, val = _splits(config)
     run = Path(config.run)
     changed = _compare_with_folder(config, run)
+    _refuse_lost_checkpoints(run)
     if run.exists():
         _locks.append(run_folder.lock(run, meanwhile=lambda: on_progress(0, len(train))))
     found = _checkpoint_to_continue(run, train)
@@ -230,6 +231,21 @@ def _compare_with_folder(config: Config, run: Path) -> list[str]:
     return list(differing.values())
 
 
+def _refuse_lost_checkpoints(run: Path) -> None:
+    """A run that has saved does not begin again at step 0 because the disk with its checkpoints is not there. Asked
+    before the folder is held, so that its status stays.
+
+    Raises:
+        InputError: when the run folder tells of a checkpoint, and there is none at all.
+    """
+    if (told := run_folder.last_saved_step(run)) and not checkpoint.steps(run):
+        raise InputError(
+            f"run={run} was saved at step {told}, and there is no checkpoint in {run / 'checkpoints'}.\n"
+            "Is that on a disk which is not mounted? Mount it, or put the checkpoints back. To start anew choose "
+            "another run=FOLDER, or delete this one."
+        )
+
+
 def _checkpoint_to_continue(run: Path, train: Index) -> Checkpoint | None:
     """The newest checkpoint that verifies, of this very data; None for a run without any."""
     passed_over: list[str] = []
@@ -239,6 +255,12 @@ def _checkpoint_to_continue(run: Path, train: Index) -> Checkpoint | None:
     if found is None and passed_over:
         raise InputError(
             f"No checkpoint in {run} verifies. To start anew choose another run=FOLDER, or delete this one."
+        )
+    if found is not None and found.state.step < (told := run_folder.last_saved_step(run)):
+        print(
+            f"warning: {run} was saved at step {told}; the newest checkpoint that is there is of step "
+            f"{found.state.step}. The steps after it are computed again.",
+            file=sys.stderr,
         )
     if found is not None and found.state.fingerprint != train.fingerprint:
         raise InputError(

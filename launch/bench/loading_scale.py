@@ -111,12 +111,19 @@ def _rank(size: int, world_size: int) -> dict[str, float]:
     from shards import index as shard_index
     from shards.index import Extents
     from shards.order import EpochOrder, rank_part
+    from shards.storage import SIDECAR_SUFFIXES
 
     per_shard, batch, steps = 5000, 32 * world_size, 200
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "train.json"
         entries = [
-            {"url": f"train-{n:06d}.tar", "nsamples": per_shard, "filesize": 10**8 + n, "sha256": f"{n:064x}"}
+            {
+                "url": f"train-{n:06d}.tar",
+                "nsamples": per_shard,
+                "filesize": 10**9 + n,
+                "sha256": f"{n:064x}",
+                "sidecars": dict.fromkeys(SIDECAR_SUFFIXES, f"{n:064x}"),
+            }
             for n in range(size // per_shard)
         ]
         kind = {"__kind__": shard_index.KIND, "name": "train", "fingerprint": "f"}

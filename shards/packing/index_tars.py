@@ -4,12 +4,13 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from shards import index as shard_index
 from shards import tars
+from shards.document import check_split_name
 from shards.errors import InputError, listed
 from shards.files import sha256_of, write_atomically
 from shards.index import Index, Shard
@@ -44,6 +45,7 @@ def index_tars(
         InputError: for a compressed, damaged or interleaved tar, keys that occur twice, names that DALI's index cannot
             hold, or when there is nothing to index; nothing has been written then.
     """
+    check_split_name(split)
     paths = _tars(places)
     folder = Path(os.path.commonpath([path.parent for path in paths]))
     index_path = folder / f"{split}.json"
@@ -58,10 +60,9 @@ def index_tars(
     if not kept:
         reasons = "".join(f"\n  {count:,} {reason}" for reason, count in left_out.items())
         raise InputError(f"No sample of {len(paths)} tar(s) has an image and a caption.{reasons}")
-    document = shard_index.document_of(split, [e.shard for e in kept], folder, {"adopted": True}, dict(left_out), [])
     try:
-        for entry in kept:
-            _write_beside(entry)
+        shards = [_write_beside(entry) for entry in kept]
+        document = shard_index.document_of(split, shards, folder, {"adopted": True}, dict(left_out), [])
         write_atomically(index_path, json.dumps(document, indent=1, ensure_ascii=False).encode())
     except OSError as error:
         raise InputError(
@@ -71,10 +72,10 @@ def index_tars(
     return shard_index.load(index_path)
 
 
-def _write_beside(found: _Found) -> None:
+def _write_beside(found: _Found) -> Shard:
     tar, shard = found.shard.local, found.shard
     about = {"filesize": shard.filesize, "sha256": shard.sha256, "samples": [asdict(text) for text in found.texts]}
-    shard_index.write_sidecars(tar, tar, found.samples, about)
+    return replace(shard, sidecars=shard_index.write_sidecars(tar, tar, found.samples, about))
 
 
 def _tars(places: Sequence[Path]) -> list[Path]:

@@ -1,5 +1,6 @@
 """Packed shards -> a split: what lies beside each tar says what it was made by, and NAME.json is written from that."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -10,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from shards import index as shard_index
+from shards.document import is_sha256
 from shards.errors import InputError, listed
 from shards.files import sha256_of, write_atomically
-from shards.index import Index, Shard
+from shards.index import Index
 from shards.packing.plan import tar_names
+from shards.storage import SIDECAR_SUFFIXES, Shard
 
 _NUMBER = "[0-9]" * 6
 
@@ -47,8 +50,12 @@ def packed(tar: Path) -> Packed | None:
 
 @lru_cache(maxsize=100_000)  # asked for several times, and holds every caption
 def _read(tar: Path, _mtime: int, _size: int) -> Packed:
-    document = json.loads(shard_index.captions_path(tar).read_text(encoding="utf-8"))
-    shard = Shard(tar, len(document["samples"]), document["filesize"], document["sha256"])
+    data = shard_index.captions_path(tar).read_bytes()
+    document = json.loads(data)
+    sidecars = (*(document["sidecars"][suffix] for suffix in SIDECAR_SUFFIXES[:-1]), hashlib.sha256(data).hexdigest())
+    if not all(map(is_sha256, (document["sha256"], *sidecars))):
+        raise ValueError("no hashes of the tar and what lies beside it")
+    shard = Shard(tar, len(document["samples"]), document["filesize"], document["sha256"], sidecars)
     return Packed(shard, document["made_by"], document["skipped"])
 
 
@@ -95,8 +102,11 @@ def _copied(shard: Packed, out: Path) -> Packed:
     tar, to = shard.shard.local, out / shard.name
     if tar == to:
         return shard
-    for path in map(tar.with_suffix, shard_index.SIDECAR_SUFFIXES):
-        write_atomically(out / path.name, path.read_bytes())
+    for path, sha256 in zip(map(tar.with_suffix, SIDECAR_SUFFIXES), shard.shard.sidecars, strict=True):
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise InputError(f"{path} is damaged: delete {tar} and pack its part again.")
+        write_atomically(out / path.name, data)
     temporary = to.with_name(to.name + ".tmp")
     shutil.copyfile(tar, temporary)
     with temporary.open("rb") as file:

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 import webdataset
 
 from shards import index as shard_index
-from shards import tars
+from shards import storage, tars
 from shards.errors import InputError, listed
 from shards.files import sha256_of
 from shards.index import Index
@@ -219,7 +219,7 @@ def _is_finished(tar: Path, plan: Plan) -> bool:
     found = packed(tar)
     return (
         found is not None
-        and all(tar.with_suffix(suffix).is_file() for suffix in shard_index.SIDECAR_SUFFIXES)
+        and all(tar.with_suffix(suffix).is_file() for suffix in storage.SIDECAR_SUFFIXES)
         and tar.stat().st_size == found.shard.filesize
         and found.made_by == plan.made_by
         and not found.skipped
@@ -232,6 +232,6 @@ def _refuse_nothing(shards: list[Packed]) -> None:
         refuse_nothing(shards)
     except InputError:
         for tar in [shard.shard.local for shard in shards]:
-            for path in (tar, *map(tar.with_suffix, shard_index.SIDECAR_SUFFIXES)):
+            for path in (tar, *map(tar.with_suffix, storage.SIDECAR_SUFFIXES)):
                 path.unlink(missing_ok=True)
         raise

@@ -2,7 +2,7 @@
 
 Connections are kept alive, one set a process: a forked loader opens its own. A reply is believed only if it is 206 and
 its Content-Range is what was asked for (Python's own http.server answers 200 and the whole file); what is short, late
-or broken is asked for again, with waits of 0.5, 1, 2 and 4 s.
+or broken is asked for again for as long as outages.py has patience.
 """
 
 import base64
@@ -11,49 +11,51 @@ import os
 import re
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
+from email.utils import parsedate_to_datetime
 from functools import lru_cache
-from typing import TypeVar
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
+from shards.storage.outages import PassingError, waited_for
 from shards.storage.urls import Url
 
-ATTEMPTS = 5
-FIRST_WAIT = 0.5  # seconds; doubled after each failure
 TIMEOUT = 30.0  # seconds without a byte
 _REDIRECTS = 5
 _CHUNK = 1 << 20
 _PLAIN = "%/?:@!$&'()*+,;=~"  # in a URL; what is escaped already stays so, spaces and other letters become so
 _Origin = tuple[str, str]  # scheme, host:port
-_T = TypeVar("_T")
 
 _idle: dict[_Origin, list[http.client.HTTPConnection]] = {}
 os.register_at_fork(after_in_child=_idle.clear)
 
 
 class RangesRefusedError(OSError):
-    """The server answers with whole files."""
+    """The server answers with the whole file."""
 
 
-class _PassingError(OSError):
-    """Worth another attempt."""
-
-
-def read_range(url: Url, offset: int, size: int, filesize: int) -> bytes:
+def read_range(url: Url, offset: int, size: int, filesize: int, again: bool = False) -> bytes:
     """``size`` bytes from ``offset`` of a file that should have ``filesize``.
+
+    Args:
+        again: they were wrong before: caches on the way are to ask the server.
 
     Raises:
         RangesRefusedError: when the server does not serve parts of files.
-        OSError: when the file is missing, has another size, or cannot be had in ATTEMPTS attempts.
+        OSError: when the file is missing or has another size.
+        InputError: when the server does not answer.
     """
-    return retried(lambda: _read_range(url, offset, size, filesize))
+    headers = {"Range": f"bytes={offset}-{offset + size - 1}", **({"Cache-Control": "no-cache"} if again else {})}
+    return waited_for(lambda: _read_range(url, offset, size, filesize, headers))
 
 
-def _read_range(url: Url, offset: int, size: int, filesize: int) -> bytes:
-    with closing(_Reply("GET", url, {"Range": f"bytes={offset}-{offset + size - 1}"})) as reply:
+def _read_range(url: Url, offset: int, size: int, filesize: int, headers: dict[str, str]) -> bytes:
+    with closing(_Reply("GET", url, headers)) as reply:
         if reply.status == 200:
-            raise RangesRefusedError(f"{url}: the server ignores Range")
+            length = reply.header("Content-Length")
+            if length in ("", str(filesize)):
+                raise RangesRefusedError(f"{url}: the server ignores Range")
+            raise PassingError(f"{url}: asked for a range, got {length} bytes that are no such file (HTTP 200)")
         content_range = reply.header("Content-Range")
         if reply.status == 416:
             raise OSError(f"{url} ends before byte {offset + size:,} ({content_range})")
@@ -63,12 +65,12 @@ def _read_range(url: Url, offset: int, size: int, filesize: int) -> bytes:
             asked = f"{offset}-{offset + size - 1}"
             if found and found[3].isdigit() and int(found[3]) < offset + size:
                 raise OSError(f"{url} has {int(found[3]):,} bytes, the index says {filesize:,}")
-            raise _PassingError(f"{url}: asked for bytes {asked}, got Content-Range {content_range!r}")
+            raise PassingError(f"{url}: asked for bytes {asked}, got Content-Range {content_range!r}")
         if found[3] not in ("*", str(filesize)):
             raise OSError(f"{url} has {int(found[3]):,} bytes, the index says {filesize:,}: it was replaced")
         data = reply.read(size)
     if len(data) != size:
-        raise _PassingError(f"{url}: the reply ended after {len(data)} of {size} bytes at {offset}")
+        raise PassingError(f"{url}: the reply ended after {len(data)} of {size} bytes at {offset}")
     return data
 
 
@@ -85,7 +87,7 @@ def stream(url: Url) -> Iterator[bytes]:
             received += len(chunk)
             yield chunk
     if length and received != int(length):
-        raise _PassingError(f"{url}: the reply ended after {received:,} of {int(length):,} bytes")
+        raise PassingError(f"{url}: the reply ended after {received:,} of {int(length):,} bytes")
 
 
 def size(url: Url) -> int | None:
@@ -94,7 +96,7 @@ def size(url: Url) -> int | None:
     Raises:
         OSError: when it is missing or the server cannot be reached.
     """
-    return retried(lambda: _size(url))
+    return waited_for(lambda: _size(url))
 
 
 def _size(url: Url) -> int | None:
@@ -104,16 +106,6 @@ def _size(url: Url) -> int | None:
         reply.expect(200)
         length = reply.header("Content-Length")
         return int(length) if length.isdigit() else None
-
-
-def retried(attempt: Callable[[], _T]) -> _T:
-    """What ``attempt`` returns, called again after what may pass: broken connections, time-outs, busy servers."""
-    for number in range(ATTEMPTS - 1):
-        try:
-            return attempt()
-        except (ConnectionError, TimeoutError, _PassingError):
-            time.sleep(FIRST_WAIT * 2**number)
-    return attempt()
 
 
 class _Reply:
@@ -166,7 +158,8 @@ class _Reply:
             case 401 | 403:
                 raise PermissionError(f"{self._url}: the server refuses it (HTTP {self.status})")
             case 408 | 425 | 429 | 500 | 502 | 503 | 504:
-                raise _PassingError(f"{self._url}: HTTP {self.status} {self._response.reason}")
+                wait = _seconds(self.header("Retry-After"))
+                raise PassingError(f"{self._url}: HTTP {self.status} {self._response.reason}", wait)
         raise OSError(f"{self._url}: HTTP {self.status} {self._response.reason}, {status} is wanted")
 
     def read(self, size: int) -> bytes:
@@ -205,6 +198,16 @@ def _headers(parts: SplitResult) -> dict[str, str]:
         credentials = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         headers["Authorization"] = "Basic " + base64.b64encode(credentials.encode()).decode()
     return headers
+
+
+def _seconds(retry_after: str) -> float:
+    """What a Retry-After header says: seconds, or a date (RFC 9110, 10.2.3); 0 where it says neither."""
+    if re.fullmatch(r"\d{1,9}", retry_after.strip()):
+        return float(retry_after)
+    try:
+        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return 0.0
 
 
 def _as_os_error(url: Url, error: Exception) -> OSError:

@@ -13,6 +13,7 @@ from shards.storage.urls import Url
 
 PIPE_TIMEOUT = 120.0  # seconds in which a command must give its next byte
 _CHUNK = 1 << 20
+_ANSWERS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, InputError)  # of fsspec
 
 
 def stream(url: Url) -> Iterator[bytes]:
@@ -41,7 +42,7 @@ def size(url: Url) -> int | None:
     filesystem, path = _filesystem(url)
     try:
         return filesystem.info(path)["size"]
-    except OSError:
+    except _ANSWERS:
         raise
     except Exception as error:  # each of fsspec's file systems has errors of its own
         raise ConnectionError(f"{url}: {type(error).__name__}: {error}") from error
@@ -53,7 +54,7 @@ def _fsspec(url: Url) -> Iterator[bytes]:
         with filesystem.open(path, "rb") as file:
             while chunk := file.read(_CHUNK):
                 yield chunk
-    except OSError:
+    except _ANSWERS:
         raise
     except Exception as error:  # see above
         raise ConnectionError(f"{url}: {type(error).__name__}: {error}") from error
