@@ -10,36 +10,39 @@ import sys
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
-import torch
 from rich.console import Console
 
-from captioning.data.batches import open_split
-from captioning.data.captions import EncodedCaptions, encode
-from captioning.distributed.ranks import Ranks, init_distributed
-from captioning.evaluation.caption_split import caption_split
-from captioning.evaluation.results import ScoredCaptions, in_common, match_references, read_references, read_results
-from captioning.evaluation.scores import compare, evaluate
-from captioning.evaluation.split_loss import SplitLoss
-from captioning.inference.predictor import Predictor
-from captioning.metrics.ptb import TOKENIZER
-from captioning.runs.progress import bar
-from captioning.training.preparation import loader_workers
-from launch.cli.command import at_least_one, output_file, run
-from launch.cli.score_tables import show_differences, show_left_out, show_scores, show_teacher_forcing
+from captioning.runs.progress import bar, is_quiet
+from launch.cli.command import at_least_one, command_parser, output_file, run
 from shards.errors import InputError
 from shards.files import write_atomically
 
+if TYPE_CHECKING:
+    import torch
+
+    from captioning.distributed.ranks import Ranks
+    from captioning.evaluation.results import ScoredCaptions
+
+Found: TypeAlias = "tuple[ScoredCaptions, dict]"  # captions beside their references, and where they come from
+
 
 def main() -> None:
-    arguments = _arguments()
+    arguments = parser().parse_args()
+    from captioning.distributed.ranks import init_distributed
+    from captioning.evaluation.results import in_common
+    from captioning.evaluation.scores import compare, evaluate
+    from captioning.metrics.ptb import TOKENIZER
+    from launch.cli.score_tables import show_differences, show_left_out, show_scores, show_teacher_forcing
+
     accelerator, ranks = init_distributed("no")
     sources = arguments.compare or [arguments.results or arguments.run]
     captioned, about = zip(*[_captions(s, arguments, accelerator.device, ranks) for s in sources], strict=True)
     accelerator.end_training()
     if not ranks.is_main:
         return  # the others need not wait while one scores
-    with Console(stderr=True).status("scoring"):
+    with Console(stderr=True, quiet=is_quiet()).status("scoring"):
         if arguments.compare:
             of_a, of_b, found = compare(*in_common(*captioned), arguments.java_seconds)
             document = {
@@ -60,11 +63,10 @@ def main() -> None:
             show_teacher_forcing(**document["teacher_forcing"])
 
 
-Found = tuple[ScoredCaptions, dict]  # captions beside their references, and where they come from
-
-
-def _captions(source: Path, arguments: argparse.Namespace, device: torch.device, ranks: Ranks) -> Found:
+def _captions(source: Path, arguments: argparse.Namespace, device: "torch.device", ranks: "Ranks") -> Found:
     """The captions of a run folder or a results file."""
+    from captioning.evaluation.results import match_references, read_references, read_results
+
     if source == arguments.run or (arguments.compare and source.is_dir()):
         return _of_run(source, arguments, device, ranks)
     if not arguments.captions:
@@ -73,7 +75,14 @@ def _captions(source: Path, arguments: argparse.Namespace, device: torch.device,
     return captioned, {"results": str(source), "references": str(arguments.captions)}
 
 
-def _of_run(folder: Path, arguments: argparse.Namespace, device: torch.device, ranks: Ranks) -> Found:
+def _of_run(folder: Path, arguments: argparse.Namespace, device: "torch.device", ranks: "Ranks") -> Found:
+    from captioning.data.captions import EncodedCaptions, encode
+    from captioning.data.splits import open_split
+    from captioning.evaluation.caption_split import caption_split
+    from captioning.evaluation.split_loss import SplitLoss
+    from captioning.inference.predictor import Predictor
+    from captioning.training.preparation import loader_workers
+
     predictor = Predictor.from_checkpoint(folder, arguments.checkpoint, device=str(device))
     config = predictor.config
     if arguments.beam:
@@ -119,8 +128,8 @@ def _title(document: dict) -> str:
     return f"{document['images']:,} images of {document['split']}, checkpoint step {document['step']}, {search}"
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m launch.evaluate", description=__doc__)
+def parser() -> argparse.ArgumentParser:
+    parser = command_parser("evaluate", __doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("run", type=Path, nargs="?", metavar="RUN", help="run folder")
     what.add_argument("--results", type=Path, metavar="FILE", help="captions in COCO's results format")
@@ -139,7 +148,7 @@ def _arguments() -> argparse.Namespace:
         help="limit of METEOR and SPICE each; 0: none of them (600)",
     )
     parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the scores there")
-    return parser.parse_args()
+    return parser
 
 
 if __name__ == "__main__":

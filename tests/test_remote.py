@@ -12,8 +12,9 @@ import torch
 
 from captioning.config import from_dict
 from captioning.data import captions as encoded
-from captioning.data.batches import TrainBatches, open_split, train_steps
+from captioning.data.batches import TrainBatches, train_steps
 from captioning.data.captions import EncodedCaptions
+from captioning.data.splits import open_split
 from captioning.data.transforms import Preprocessing
 from shards import index as shard_index
 from shards import reader, storage

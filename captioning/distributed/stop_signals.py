@@ -4,6 +4,7 @@ import os
 import signal
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+LAUNCHER = "CAPTIONING_LAUNCHER"  # in the environment of the processes that `captioning train` starts: its process id
 
 
 class StoppedError(Exception):
@@ -24,12 +25,13 @@ class StopSignals:
 
     def __init__(self) -> None:
         self._signal: str | None = None
-        # torchrun starts ranks in sessions of their own: killing it leaves them running, and the user's next start
-        # would find them in its run folder.
-        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+        # Killing a launcher leaves its ranks running, and the user's next start would find them in its run folder.
+        launcher = os.environ.get(LAUNCHER, os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None)
+        self._launcher = int(launcher) if launcher is not None else None
         for number in STOPPING:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup: meant to go on
                 signal.signal(number, self._note)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)  # a launcher may have held them back until here
 
     def _note(self, number: int, _frame: object) -> None:
         if self._signal is None and os.environ.get("RANK", "0") == "0":
