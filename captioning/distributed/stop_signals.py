@@ -7,6 +7,11 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 LAUNCHER = "CAPTIONING_LAUNCHER"  # in the environment of the processes that `captioning train` starts: its process id
 
 
+def heeded() -> list[signal.Signals]:
+    """The stop signals that mean this process: under nohup, SIGHUP does not."""
+    return [n for n in STOPPING if n != signal.SIGHUP or signal.getsignal(signal.SIGHUP) != signal.SIG_IGN]
+
+
 class StoppedError(Exception):
     """A rank was told to stop, and all have agreed to; says by what."""
 
@@ -28,9 +33,8 @@ class StopSignals:
         # Killing a launcher leaves its ranks running, and the user's next start would find them in its run folder.
         launcher = os.environ.get(LAUNCHER, os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None)
         self._launcher = int(launcher) if launcher is not None else None
-        for number in STOPPING:
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup: meant to go on
-                signal.signal(number, self._note)
+        for number in heeded():
+            signal.signal(number, self._note)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)  # a launcher may have held them back until here
 
     def _note(self, number: int, _frame: object) -> None:

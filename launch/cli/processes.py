@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from captioning.distributed.stop_signals import LAUNCHER, STOPPING
+from captioning.distributed.stop_signals import LAUNCHER, STOPPING, heeded
 from launch.cli.command import BAD_INPUT, PREEMPTED
 
 PATIENCE_S = 30.0  # for the others to end by themselves once one has failed: they see it go, or wait in an exchange
@@ -79,7 +79,6 @@ def _free_port() -> Iterator[int]:
 
 def _await(ranks: list[subprocess.Popen]) -> None:
     """Until all have ended: hand on stop signals; end those that outlive a failed one by ``PATIENCE_S``."""
-    told = {number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN}  # nohup: meant to go on
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     failed_at = None
     while running := [process for process in ranks if process.poll() is None]:
@@ -88,7 +87,7 @@ def _await(ranks: list[subprocess.Popen]) -> None:
             _tell_killed(ranks)
         if failed_at is not None and time.monotonic() - failed_at > PATIENCE_S:
             return
-        received = signal.sigtimedwait({*told, signal.SIGCHLD}, 1.0)
+        received = signal.sigtimedwait({*heeded(), signal.SIGCHLD}, 1.0)
         if received is not None and received.si_signo != signal.SIGCHLD:
             for process in running:
                 process.send_signal(received.si_signo)
