@@ -33,7 +33,7 @@ def main() -> int:
     _do("Caption image files", f"captioning caption {RUN} {FOLDER}/unseen")
     right, total = _right_captions()
     _do("Report on one page", f"captioning report {RUN}")
-    looking, blind = (json.loads(SCORES.read_text())["scores"][f"CIDEr{what}"] for what in ("", ", wrong images"))
+    looking, blind = (json.loads(SCORES.read_text())["scores"][f"CIDEr{what}"] for what in ("", "-shuffled"))
     print(f"\nright colour and shape of everything in it: {right} of {total} unseen scenes ({right / total:.1%})")
     print(f"CIDEr {looking:.2f}; the same captions beside the wrong images {blind:.2f} ({looking / blind:.1f} times)")
     print(f"all about the run: {RUN}/report.html    pictures with captions: {FOLDER}/captions.png")
