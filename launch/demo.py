@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -10,33 +9,31 @@ import sys
 import time
 from pathlib import Path
 
-from captioning.inference.predictor import Predictor
-from captioning.report.pictures import caption_sheet
-from captioning.runs import checkpoint
-from launch.cli.command import run
+from captioning.runs import checkpoint, run_folder
+from launch.cli.command import PREEMPTED, command_parser, run
 from shards import index as shard_index
 from shards.sources import scenes
 
 FOLDER = Path("runs/demo")
 RUN, SHARDS, SCORES = FOLDER / "run", FOLDER / "shards", FOLDER / "scores.json"
-TRAIN = "accelerate launch --config_file launch/accelerate/cpu2.yaml launch/train.py configs/demo.yaml"
+TRAIN = "captioning train demo --cpu --processes 2"
 INTERRUPT_AT = 500  # optimizer steps; about half
 RIGHT_SHARE, TIMES_WRONG_IMAGES = 0.8, 3.0  # what the demo promises: it fails below
 
 
 def main() -> int:
-    argparse.ArgumentParser(prog="python -m launch.demo", description=__doc__).parse_args()
+    parser().parse_args()
     started = time.monotonic()
     shutil.rmtree(FOLDER, ignore_errors=True)
-    _do("Pack drawn scenes", f"python -m launch.pack scenes --count 6000 --out {SHARDS}")
+    _do("Pack drawn scenes", f"captioning pack scenes --count 6000 --out {SHARDS}")
     _train_and_interrupt()
     _do("The same command again: it continues", TRAIN)
-    _do("Evaluate on scenes it has not seen", f"python -m launch.evaluate {RUN} --json {SCORES}")
+    _do("Evaluate on scenes it has not seen", f"captioning evaluate {RUN} --json {SCORES}")
     _draw_unseen(count=12)
-    _do("Caption image files", f"python -m launch.caption {RUN} {FOLDER}/unseen")
+    _do("Caption image files", f"captioning caption {RUN} {FOLDER}/unseen")
     right, total = _right_captions()
-    _do("Report on one page", f"python -m launch.report {RUN}")
-    looking, blind = (json.loads(SCORES.read_text())["scores"][f"CIDEr{what}"] for what in ("", ", wrong images"))
+    _do("Report on one page", f"captioning report {RUN}")
+    looking, blind = (json.loads(SCORES.read_text())["scores"][f"CIDEr{what}"] for what in ("", "-shuffled"))
     print(f"\nright colour and shape of everything in it: {right} of {total} unseen scenes ({right / total:.1%})")
     print(f"CIDEr {looking:.2f}; the same captions beside the wrong images {blind:.2f} ({looking / blind:.1f} times)")
     print(f"all about the run: {RUN}/report.html    pictures with captions: {FOLDER}/captions.png")
@@ -44,11 +41,10 @@ def main() -> int:
     return 0 if right >= RIGHT_SHARE * total and looking >= TIMES_WRONG_IMAGES * blind else 1
 
 
-def _start(what: str, command: str, **options) -> subprocess.Popen:
-    """Say what is run, as a person would type it, and run it with this very Python and its neighbours."""
+def _start(what: str, command: str) -> subprocess.Popen:
+    """Say what is run, as a person would type it, and run it with this very Python."""
     print(f"\n== {what}\n$ {command}", flush=True)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    return subprocess.Popen(command.split(), env={**os.environ, "PATH": path}, text=True, **options)
+    return subprocess.Popen([sys.executable, "-m", "launch", *command.split()[1:]])
 
 
 def _do(what: str, command: str) -> None:
@@ -58,26 +54,21 @@ def _do(what: str, command: str) -> None:
 
 def _train_and_interrupt() -> None:
     """Train, and once checkpoint INTERRUPT_AT is there ask for a stop as a cluster does, with SIGTERM."""
-    training = _start(
-        f"Train on two processes, to be interrupted at step {INTERRUPT_AT}", TRAIN, stderr=subprocess.PIPE
-    )
-    asked = False
-    for line in training.stderr or ():
-        if asked and "Traceback" in line:  # the launcher's own, about the signal it was sent
-            break
-        print(line, end="", file=sys.stderr, flush=True)
-        if not asked and INTERRUPT_AT in checkpoint.steps(RUN):
-            training.send_signal(signal.SIGTERM)
-            asked = True
-    training.communicate()
-    status = (RUN / "status").read_text().splitlines() if (RUN / "status").exists() else ["nothing"]
-    print(f"{RUN}/status says: {', '.join(status)}", flush=True)
-    if status[0] != "preempted":
-        sys.exit(f"demo: training ended with status {training.returncode}, not interrupted as it was meant to be")
+    training = _start(f"Train on two processes, to be interrupted at step {INTERRUPT_AT}", TRAIN)
+    while training.poll() is None and INTERRUPT_AT not in checkpoint.steps(RUN):
+        time.sleep(0.2)
+    training.send_signal(signal.SIGTERM)
+    code = training.wait()
+    print(f"exit status {code}; {RUN}/status says: {', '.join(run_folder.status(RUN))}", flush=True)
+    if code != PREEMPTED:
+        sys.exit("demo: training was not interrupted as it was meant to be")
 
 
 def _draw_unseen(count: int) -> None:
     """Scenes that were neither trained nor evaluated on, as image files and, captioned, on one sheet."""
+    from captioning.inference.predictor import Predictor
+    from captioning.report.pictures import caption_sheet
+
     drawn = [scenes.scene(0, "unseen", number) for number in range(count)]
     pictures = [scenes.draw(scene) for scene in drawn]
     (FOLDER / "unseen").mkdir()
@@ -94,6 +85,10 @@ def _right_captions() -> tuple[int, int]:
     results = json.loads((RUN / f"captions-val-step-{json.loads(SCORES.read_text())['step']}.json").read_text())
     truth = {text.image_id: scenes.things_named(text.captions[0]) for text in val.texts()}
     return sum(scenes.things_named(r["caption"]) == truth[r["image_id"]] for r in results), len(results)
+
+
+def parser() -> argparse.ArgumentParser:
+    return command_parser("demo", __doc__)
 
 
 if __name__ == "__main__":

@@ -12,20 +12,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from captioning.config import Config, load_config
-from captioning.data.dataset import cache_of
-from captioning.distributed.ranks import init_distributed
-from captioning.doctor import split
+from captioning.data.splits import cache_of
 from captioning.doctor.checks import Check, look
-from captioning.doctor.machine import free_space, machine
-from captioning.doctor.run import largest_micro_batch, run_checks, vocabulary_size
 from captioning.runs.progress import bar
-from launch.cli.command import run
+from launch.cli.command import at_least_one, command_parser, run
 from shards import index as shard_index
 from shards.errors import InputError
 
 
 def main() -> int:
-    arguments = _arguments()
+    arguments = parser().parse_args()
     target = arguments.target
     if target is not None and not Path(target).is_dir():
         return _of_split(target, arguments) if os.environ.get("RANK", "0") == "0" else 0
@@ -33,6 +29,8 @@ def main() -> int:
 
 
 def _of_split(path: str, arguments: argparse.Namespace) -> int:
+    from captioning.doctor import split
+
     config = Config()
     index = shard_index.load(path, cache_of(config))
     failed = _show(f"{path}", checks := split.contents(index))
@@ -48,6 +46,10 @@ def _of_split(path: str, arguments: argparse.Namespace) -> int:
 
 
 def _of_machine(folder: Path | None) -> int:
+    from captioning.distributed.ranks import init_distributed
+    from captioning.doctor.machine import free_space, machine
+    from captioning.doctor.run import largest_micro_batch, run_checks, vocabulary_size
+
     config = Config()
     if folder is not None:
         if not (folder / "config.yaml").is_file():
@@ -79,20 +81,18 @@ def _show(title: str, checks: list[Check]) -> bool:
     return any(check.well is False for check in checks)
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m launch.doctor", description=__doc__)
+def parser() -> argparse.ArgumentParser:
+    parser = command_parser("doctor", __doc__)
     parser.add_argument("target", nargs="?", metavar="RUN|NAME.json", help="a run folder, or a split (path or URL)")
     defaults = Config().train
-    parser.add_argument("--world-size", type=int, default=1, help="processes a split is to feed (1)")
+    parser.add_argument("--world-size", type=at_least_one, default=1, help="processes a split is to feed (1)")
     parser.add_argument(
-        "--global-batch", type=int, default=defaults.global_batch_size, help="images a step (%(default)s)"
+        "--global-batch", type=at_least_one, default=defaults.global_batch_size, help="images a step (%(default)s)"
     )
-    parser.add_argument("--micro-batch", type=int, default=defaults.micro_batch_size, help="most at once (%(default)s)")
-    arguments = parser.parse_args()
-    for name in ("world_size", "global_batch", "micro_batch"):
-        if getattr(arguments, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} {getattr(arguments, name)}: at least 1 is wanted")
-    return arguments
+    parser.add_argument(
+        "--micro-batch", type=at_least_one, default=defaults.micro_batch_size, help="most at once (%(default)s)"
+    )
+    return parser
 
 
 if __name__ == "__main__":

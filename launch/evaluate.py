@@ -7,32 +7,36 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.console import Console
 
-from captioning.distributed.ranks import Ranks, init_distributed
-from captioning.evaluation.results import in_common, match_references, read_references, read_results
-from captioning.evaluation.scores import compare, evaluate
-from captioning.inference.evaluate_run import RunCaptions, caption_run
-from captioning.inference.predictor import Predictor
-from captioning.runs.progress import bar
-from launch.cli.command import at_least_one, output_file, run
-from launch.cli.score_tables import show_differences, show_left_out, show_scores, show_teacher_forcing
+from captioning.runs.progress import bar, is_quiet
+from launch.cli.command import at_least_one, command_parser, output_file, run
 from shards.errors import InputError
 from shards.files import write_atomically
 
+if TYPE_CHECKING:
+    import torch
+
+    from captioning.distributed.ranks import Ranks
+    from captioning.inference.evaluate_run import RunCaptions
+
 
 def main() -> None:
-    arguments = _arguments()
+    arguments = parser().parse_args()
+    from captioning.distributed.ranks import init_distributed
+    from captioning.evaluation.results import in_common
+    from captioning.evaluation.scores import compare, evaluate
+    from launch.cli.score_tables import show_differences, show_left_out, show_scores, show_teacher_forcing
+
     accelerator, ranks = init_distributed("no")
     sources = arguments.compare or [arguments.results or arguments.run]
     of_each = [_captions(source, arguments, accelerator.device, ranks) for source in sources]
     accelerator.end_training()
     if not ranks.is_main:
         return  # the others need not wait while one scores
-    with Console(stderr=True).status("scoring"):
+    with Console(stderr=True, quiet=is_quiet()).status("scoring"):
         if arguments.compare:
             of_a, of_b, found = compare(*in_common(*(one.captions for one in of_each)), arguments.java_seconds)
             document: dict[str, Any] = {
@@ -54,8 +58,12 @@ def main() -> None:
             show_teacher_forcing(**document["teacher_forcing"])
 
 
-def _captions(source: Path, arguments: argparse.Namespace, device: torch.device, ranks: Ranks) -> RunCaptions:
+def _captions(source: Path, arguments: argparse.Namespace, device: "torch.device", ranks: "Ranks") -> "RunCaptions":
     """The captions of a run folder or a results file."""
+    from captioning.evaluation.results import match_references, read_references, read_results
+    from captioning.inference.evaluate_run import RunCaptions, caption_run
+    from captioning.inference.predictor import Predictor
+
     if source == arguments.run or (arguments.compare and source.is_dir()):
         predictor = Predictor.from_checkpoint(source, arguments.checkpoint, device=str(device))
         with bar("captioning", shown=ranks.is_main) as on_progress:
@@ -73,8 +81,8 @@ def _title(document: dict) -> str:
     return f"{document['images']:,} images of {document['split']}, checkpoint step {document['step']}, {search}"
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m launch.evaluate", description=__doc__)
+def parser() -> argparse.ArgumentParser:
+    parser = command_parser("evaluate", __doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("run", type=Path, nargs="?", metavar="RUN", help="run folder")
     what.add_argument("--results", type=Path, metavar="FILE", help="captions in COCO's results format")
@@ -93,7 +101,7 @@ def _arguments() -> argparse.Namespace:
         help="limit of METEOR and SPICE each; 0: none of them (600)",
     )
     parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the scores there")
-    return parser.parse_args()
+    return parser
 
 
 if __name__ == "__main__":

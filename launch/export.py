@@ -3,22 +3,27 @@
 import argparse
 from pathlib import Path
 
-from captioning.inference import model_bundle
-from captioning.inference.predictor import loaded
-from launch.cli.command import run
+from launch.cli.command import command_parser, run
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m launch.export", description=__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
-    parser.add_argument("folder", type=Path, metavar="DIR", help="new or empty folder to write")
-    parser.add_argument("--checkpoint", default="best", metavar="best|latest|step-N", help="which checkpoint (best)")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
+    from captioning.inference import model_bundle
+    from captioning.inference.predictor import loaded
+
     exported = loaded(arguments.run, arguments.checkpoint)
     model_bundle.write(exported, arguments.folder)
     size = sum(path.stat().st_size for path in arguments.folder.iterdir()) / 1e6
     print(f"{arguments.folder}: checkpoint of step {exported.step}, {size:,.1f} MB")
-    print(f"use it as a run: python -m launch.caption {arguments.folder} IMAGE|DIR ...")
+    print(f"use it as a run: captioning caption {arguments.folder} IMAGE|DIR ...")
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = command_parser("export", __doc__)
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="new or empty folder to write")
+    parser.add_argument("--checkpoint", default="best", metavar="best|latest|step-N", help="which checkpoint (best)")
+    return parser
 
 
 if __name__ == "__main__":

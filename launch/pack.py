@@ -6,21 +6,20 @@ from collections import Counter
 from pathlib import Path
 
 from captioning.runs.progress import bar
+from launch.cli import pack_arguments
 from launch.cli.command import run
-from launch.cli.pack_arguments import parser
 from shards import index as shard_index
 from shards import sources
 from shards.errors import InputError
 from shards.index import Index
 from shards.packing.index_tars import index_tars
 from shards.packing.merge import merge, splits_in
-from shards.packing.packer import pack_part
 from shards.packing.plan import Settings
 from shards.sources import Source, scenes
 
 
 def main() -> None:
-    arguments = parser(__doc__).parse_args()
+    arguments = parser().parse_args()
     match arguments.source:
         case "coco":
             _pack({arguments.split: sources.coco(arguments.images, arguments.captions)}, arguments)
@@ -55,6 +54,8 @@ def _pack_scenes(arguments: argparse.Namespace) -> None:
 
 
 def _pack(splits: dict[str, Source], arguments: argparse.Namespace) -> None:
+    from shards.packing.packer import pack_part  # stock webdataset, which imports torch
+
     settings = Settings(arguments.short_side, arguments.quality, arguments.shard_mb, arguments.shuffle_seed)
     out, part = arguments.out, arguments.part
     for split, source in splits.items():
@@ -88,6 +89,10 @@ def _tell(index: Index) -> None:
     for reason, count in Counter(entry["reason"] for entry in skipped).most_common(10):
         print(f"  skipped: {count:,} images: {reason}")
     print(f"  ... {len(skipped):,} skipped in all, each listed in {index.path}")
+
+
+def parser() -> argparse.ArgumentParser:
+    return pack_arguments.parser(__doc__)
 
 
 if __name__ == "__main__":

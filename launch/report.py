@@ -8,15 +8,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from captioning.inference import cost_profile as profile
-from captioning.report import page
-from captioning.report.facts import read_run
-from launch.cli.command import at_least_one, run
+from captioning.runs.progress import is_quiet
+from launch.cli.command import at_least_one, command_parser, run
 
 
 def main() -> None:
-    arguments = _arguments()
-    with Console(stderr=True).status("reading the run") as status:
+    arguments = parser().parse_args()
+    from captioning.inference import cost_profile as profile
+    from captioning.report import page
+    from captioning.report.facts import read_run
+
+    with Console(stderr=True, quiet=is_quiet()).status("reading the run") as status:
         facts = read_run(arguments.run, arguments.checkpoint, arguments.examples, arguments.device)
         status.update("measuring its cost")
         costs = None if arguments.no_cost else profile.measure(facts.predictor)
@@ -28,10 +30,8 @@ def main() -> None:
         print(f"{path}: {path.stat().st_size / 1e3:,.0f} kB")
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parser() -> argparse.ArgumentParser:
+    parser = command_parser("report", __doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("--checkpoint", default="best", metavar="best|latest|step-N", help="which checkpoint (best)")
     parser.add_argument(
@@ -39,7 +39,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--device", metavar="cpu|cuda", help="where (on a GPU if there is one)")
     parser.add_argument("--no-cost", action="store_true", help="do not measure FLOPs and latency of the backbones")
-    return parser.parse_args()
+    return parser
 
 
 if __name__ == "__main__":

@@ -9,23 +9,26 @@ from pathlib import Path
 
 from captioning.config import load_config
 from captioning.runs import run_folder
-from launch.cli.command import PREEMPTED, run
+from launch.cli.command import PREEMPTED, command_parser, run
+from launch.cli.shipped import config_path
 
 EXIT = {"finished": 0, "preempted": PREEMPTED, "running": PREEMPTED}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.status", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("config", metavar="CONFIG.yaml|RUN", help="as given to launch/train.py; or the run folder")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as given to launch/train.py")
-    arguments = parser.parse_args()
-    path = Path(arguments.config)
+    arguments = parser().parse_args()
+    path = config_path(arguments.config)
     folder = path if path.is_dir() else Path(load_config(path, arguments.overrides).run)
     status, detail = run_folder.status(folder)
     print(f"{folder}: {status or 'no run has begun here'}{detail and ', '}{detail}")
     return EXIT.get(status, 1)
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = command_parser("status", __doc__)
+    parser.add_argument("config", metavar="CONFIG|RUN", help="as given to train; or the run folder")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as given to train")
+    return parser
 
 
 if __name__ == "__main__":

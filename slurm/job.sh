@@ -13,6 +13,8 @@ elif [ -n "${CAPTIONING_SETUP:-}" ]; then
     stop "CAPTIONING_SETUP=$CAPTIONING_SETUP: there is no such file"
 fi
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+commands=$(python -c 'import launch; print(launch.__path__[0])') ||
+    stop "python finds no package launch: activate the environment that has it, CAPTIONING_SETUP=FILE"
 
 # on_every_node SCRIPT ARGUMENTS...: run a Python script in all processes of the job, their output labelled by node.
 on_every_node() {

@@ -6,9 +6,9 @@ processes=$((SLURM_JOB_NUM_NODES * PROCESSES_PER_NODE))
 (
     trap '' USR1 # torchrun dies of it; the ranks set their own handler
     if [ "$processes" -eq 1 ]; then
-        exec python "$@"
+        exec env WORLD_SIZE=1 python "$@" # as a launcher would say: one process, whatever GPUs there are
     fi
-    exec accelerate launch --config_file launch/accelerate/nodes.yaml --num_processes "$processes" \
+    exec accelerate launch --config_file "$(dirname "$1")/accelerate/nodes.yaml" --num_processes "$processes" \
         --num_machines "$SLURM_JOB_NUM_NODES" --machine_rank "$SLURM_NODEID" \
         --main_process_ip "$MASTER_ADDR" --main_process_port "$MASTER_PORT" --tee 3 "$@"
 ) &

@@ -56,7 +56,7 @@ def test_numbers_below_one_are_bad_usage(monkeypatch, option, capsys):
     monkeypatch.setattr(sys, "argv", ["doctor", "train.json", option, "0"])
     with pytest.raises(SystemExit) as ended:
         doctor.main()
-    assert ended.value.code == 2 and f"{option} 0: at least 1" in capsys.readouterr().err
+    assert ended.value.code == 2 and f"{option}: 0: a whole number of at least 1" in capsys.readouterr().err
 
 
 def test_the_command_on_a_split(index):

@@ -18,7 +18,7 @@ from captioning.data.vocabulary import Vocabulary
 from captioning.inference.predictor import Caption, Predictor
 from captioning.model.search import SearchOptions
 from captioning.report.pictures import annotated, caption_sheet, shade
-from launch.caption import _say
+from launch.cli.captions import _say
 from launch.cli.images import images_at, random_images
 from shards.errors import InputError
 from shards.sources import scenes

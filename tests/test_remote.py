@@ -13,7 +13,8 @@ import torch
 from captioning.config import from_dict
 from captioning.data import captions as encoded
 from captioning.data.captions import EncodedCaptions
-from captioning.data.dataset import open_split, train_dataset
+from captioning.data.dataset import train_dataset
+from captioning.data.splits import open_split
 from captioning.data.transforms import Preprocessing
 from shards import index as shard_index
 from shards import reader, storage

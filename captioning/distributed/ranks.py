@@ -1,6 +1,7 @@
 """This process among its peers: plain numbers and objects exchanged on the CPU, whatever the gradients travel over."""
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -139,9 +140,11 @@ def init_distributed(
         )
     if expected is not None and started != expected:
         raise InputError(
-            f"train.world_size={expected}, but {started} process(es) started.\n"
-            "`accelerate launch --cpu` always starts one: use --config_file launch/accelerate/cpu2.yaml instead."
+            f"train.world_size={expected}, but {started} process(es) started. Start {expected}: `captioning train "
+            f"CONFIG --processes {expected}` (with --cpu, if they have no GPUs)."
         )
+    if started > 1 and not (torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")):
+        _warn_of_cpu(started)
     _limit_threads()
     if started == 1:
         return accelerator, Ranks(0, 1)
@@ -159,6 +162,15 @@ def _check_gpu(local_rank: int) -> None:
             f"{processes} processes were started on this machine, which has {gpus} GPU(s) to use: one GPU a process.\n"
             f"Give `accelerate launch` --num_processes {gpus} (of all machines together); CUDA_VISIBLE_DEVICES="
             f"{os.environ.get('CUDA_VISIBLE_DEVICES', '(unset)')} may hide some."
+        )
+
+
+def _warn_of_cpu(processes: int) -> None:
+    """A launch config may have meant GPUs; which one it was, its processes cannot tell."""
+    if os.environ.get("RANK", "0") == "0":
+        print(
+            f"warning: no GPU here: {processes} processes compute on CPUs (ACCELERATE_USE_CPU=true: as intended)",
+            file=sys.stderr,
         )
 
 

@@ -4,6 +4,12 @@ import os
 import signal
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+LAUNCHER = "CAPTIONING_LAUNCHER"  # in the environment of the processes that `captioning train` starts: its process id
+
+
+def heeded() -> list[signal.Signals]:
+    """The stop signals that mean this process: under nohup, SIGHUP does not."""
+    return [n for n in STOPPING if n != signal.SIGHUP or signal.getsignal(signal.SIGHUP) != signal.SIG_IGN]
 
 
 class StoppedError(Exception):
@@ -24,12 +30,12 @@ class StopSignals:
 
     def __init__(self) -> None:
         self._signal: str | None = None
-        # torchrun starts ranks in sessions of their own: killing it leaves them running, and the user's next start
-        # would find them in its run folder.
-        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
-        for number in STOPPING:
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup: meant to go on
-                signal.signal(number, self._note)
+        # Killing a launcher leaves its ranks running, and the user's next start would find them in its run folder.
+        launcher = os.environ.get(LAUNCHER, os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None)
+        self._launcher = int(launcher) if launcher is not None else None
+        for number in heeded():
+            signal.signal(number, self._note)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)  # a launcher may have held them back until here
 
     def _note(self, number: int, _frame: object) -> None:
         if self._signal is None and os.environ.get("RANK", "0") == "0":

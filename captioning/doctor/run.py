@@ -9,8 +9,9 @@ import torch
 
 from captioning.config import Config
 from captioning.data import vocabulary as vocab
-from captioning.data.dataset import EvaluationBatches, open_split
+from captioning.data.dataset import EvaluationBatches
 from captioning.data.padded_captions import PaddedCaptions
+from captioning.data.splits import open_split
 from captioning.data.transforms import preprocessing_of
 from captioning.doctor.checks import Check, look, size
 from captioning.model.captioner import Captioner

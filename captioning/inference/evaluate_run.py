@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from captioning.data.captions import EncodedCaptions, encode
-from captioning.data.dataset import open_split
+from captioning.data.splits import open_split
 from captioning.distributed.ranks import Ranks
 from captioning.evaluation.caption_split import CaptionSplit
 from captioning.evaluation.results import ScoredCaptions

@@ -18,18 +18,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
-
-import safetensors.torch
-import torch
-from safetensors import SafetensorError
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from captioning.runs.run_folder import note_saved
 from shards.errors import InputError
 from shards.files import sha256_of
 
+if TYPE_CHECKING:  # what reads no tensors, the state of a run say, need not wait for torch's import
+    from torch import Tensor
+
 _NAME = re.compile(r"step-(\d{8})")
+_MALFORMED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)  # of files in a checkpoint
 
 
 @dataclass(frozen=True)
@@ -61,19 +60,25 @@ class Checkpoint:
     def text(self, name: str) -> str:
         return (self.folder / name).read_text(encoding="utf-8")
 
-    def model(self) -> dict[str, Tensor]:
+    def model(self) -> "dict[str, Tensor]":
+        import safetensors.torch
+
         return safetensors.torch.load_file(self.folder / "model.safetensors")
 
     def optimizer(self, mapped: bool = False) -> dict[str, Any]:
         """Tensors and numbers alone, anything else raises; ``mapped``: read as they are used."""
+        import torch
+
         return torch.load(self.folder / "optimizer.pt", map_location="cpu", weights_only=True, mmap=mapped)
 
-    def average(self) -> dict[str, Tensor] | None:
+    def average(self) -> "dict[str, Tensor] | None":
         """State dict with the averaged weights, if the run keeps them."""
+        import safetensors.torch
+
         path = self.folder / "average.safetensors"
         return safetensors.torch.load_file(path) if path.exists() else None
 
-    def captioner(self) -> dict[str, Tensor]:
+    def captioner(self) -> "dict[str, Tensor]":
         """The state dict to write captions with: averaged weights, where they are kept."""
         return self.average() or self.model()
 
@@ -88,11 +93,11 @@ class Checkpoint:
 def save(
     run: Path,
     state: RunState,
-    model: dict[str, Tensor],
+    model: "dict[str, Tensor]",
     optimizer: dict[str, Any],
     texts: dict[str, str],
     keep: int,
-    average: dict[str, Tensor] | None = None,
+    average: "dict[str, Tensor] | None" = None,
 ) -> Path:
     """Write checkpoint ``step-N`` of a run (on one rank alone), then prune all but ``keep`` and the best.
 
@@ -149,6 +154,8 @@ def _check_room(folder: Path, needed: int) -> None:
 
 def _tensors_size(value: Any) -> int:
     """Bytes of all tensors in nested dicts, lists and tuples."""
+    from torch import Tensor
+
     if isinstance(value, Tensor):
         return value.nbytes
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
@@ -181,11 +188,15 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _tensor_bytes(tensors: dict[str, Tensor]) -> bytes:
+def _tensor_bytes(tensors: "dict[str, Tensor]") -> bytes:
+    import safetensors.torch
+
     return safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
 
 
 def _torch_bytes(value: Any) -> bytes:
+    import torch
+
     out = io.BytesIO()
     torch.save(value, out)
     return out.getvalue()
@@ -210,21 +221,28 @@ def damage(folder: Path) -> str | None:
     """Why a checkpoint cannot be used; None when every file has the size and sha256 its manifest gives, and its state
     and tensors can be read: somebody may have put in files that were never written here. Nothing is unpickled."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        for name, expected in manifest.items():
-            path = folder / name
-            if not path.is_file():
-                return f"{name} is missing"
-            if path.stat().st_size != expected["size"] or sha256_of(path) != expected["sha256"]:
-                return f"{name} is not what was written"
-        lacking = {"model.safetensors", "optimizer.pt", "state.json", "config.yaml", "vocabulary.json"} - set(manifest)
-        return f"{', '.join(sorted(lacking))} missing from the manifest" if lacking else _unreadable(Checkpoint(folder))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return _unlike_manifest(folder) or _unreadable(Checkpoint(folder))
+    except _MALFORMED as error:
         return f"manifest.json cannot be read ({error})"
+
+
+def _unlike_manifest(folder: Path) -> str | None:
+    """Which file of a checkpoint is not as its manifest says, or is missing there."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name, expected in manifest.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected["size"] or sha256_of(path) != expected["sha256"]:
+            return f"{name} is not what was written"
+    lacking = {"model.safetensors", "optimizer.pt", "state.json", "config.yaml", "vocabulary.json"} - set(manifest)
+    return f"{', '.join(sorted(lacking))} missing from the manifest" if lacking else None
 
 
 def _unreadable(checkpoint: Checkpoint) -> str | None:
     """Which file of a checkpoint is not of its kind."""
+    import safetensors
+
     name = "state.json"
     try:
         if checkpoint.folder.name != f"step-{checkpoint.state.step:08d}":
@@ -239,9 +257,20 @@ def _unreadable(checkpoint: Checkpoint) -> str | None:
             checkpoint.text(name)
     except UnpicklingError:
         return f"{name} holds other things than tensors and numbers, which are not loaded"
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
         return f"{name} is not such a file ({str(error).splitlines()[0]})"
     return None
+
+
+def latest_state(run: Path) -> RunState | None:
+    """The state in the newest checkpoint, if its files are those of its manifest; opens none of the tensors."""
+    if not (there := steps(run)):
+        return None
+    folder = run / "checkpoints" / f"step-{there[-1]:08d}"
+    try:
+        return None if _unlike_manifest(folder) else Checkpoint(folder).state
+    except _MALFORMED:
+        return None
 
 
 def newest(run: Path, warn: Callable[[str], None]) -> Checkpoint | None:

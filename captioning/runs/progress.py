@@ -1,5 +1,6 @@
 """A progress bar for long work, with its time to go; silent where nobody watches."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -8,6 +9,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 
 Progress = Callable[[int, int], None]  # called with (done, total)
+QUIET = "CAPTIONING_QUIET"  # set in the environment, so that started processes are quiet too
+
+
+def is_quiet() -> bool:
+    """Whether only results, warnings and errors are wanted."""
+    return bool(os.environ.get(QUIET))
 
 
 def progress(what: str, console: Console, shown: bool = True) -> RichProgress:
@@ -15,7 +22,7 @@ def progress(what: str, console: Console, shown: bool = True) -> RichProgress:
     return RichProgress(
         TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"),
         TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(),
-        console=console, disable=not (shown and console.is_terminal),
+        console=console, disable=not (shown and console.is_terminal) or is_quiet(),
     )  # fmt: skip
 
 

@@ -1,7 +1,9 @@
-"""Which checkpoint is the best, and when there is no hope of a better one: pure functions of the run's state."""
+"""Which checkpoint is the best, what to do with it, and when there is no hope of a better one: pure functions of the
+run's state."""
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 from captioning.config import EvaluateConfig
 from captioning.runs.checkpoint import RunState
@@ -34,3 +36,16 @@ def why_stop_early(state: RunState, config: EvaluateConfig) -> str | None:
         return None
     best = "none" if state.best_score is None else f"{state.best_score:.4f} at step {state.best_step}"
     return f"no better {config.best_metric} in {state.validations_since_best} validations (best: {best})"
+
+
+def closing_summary(run: Path, state: RunState, config: EvaluateConfig) -> str:
+    """Where the best checkpoint of a finished run is, and what to do next."""
+    step, which = state.step, "last checkpoint (none was scored)"
+    if state.best_step is not None:
+        step, which = state.best_step, f"best checkpoint ({config.best_metric} {state.best_score:.4f})"
+    return (
+        f"{which}: {run}/checkpoints/step-{step:08d}\n"
+        f"next:  captioning caption {run} IMAGE|DIR ...    captions of your images\n"
+        f"       captioning evaluate {run}    all scores, with intervals\n"
+        f"       captioning report {run}    everything about the run on one page"
+    )

@@ -18,7 +18,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from captioning.config import Config, flat, to_dict
 from captioning.data.collate import CaptionBatch
-from captioning.runs.progress import progress
+from captioning.runs.progress import is_quiet, progress
 from captioning.runs.run_folder import cut_after
 from captioning.training.preparation import Experiment
 from shards.dataset import ShardDataset
@@ -107,6 +107,8 @@ class Monitor:
 
     def table(self, title: str, rows: dict[str, str]) -> None:
         """Name and value, a row each."""
+        if is_quiet():
+            return
         table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2))
         for name, value in rows.items():
             table.add_row(name, value)
@@ -120,7 +122,7 @@ class Monitor:
             self._log(scalars, step)
             numbers = _line(scalars)
             self._progress.update(self._task, numbers=numbers)
-            if not self.console.is_terminal:
+            if not (self.console.is_terminal or is_quiet()):
                 self.say(f"step {step}/{self.total_steps}  {numbers}  eta {self._time_to_go(step)}")
         self._progress.update(self._task, completed=step)
 
@@ -147,6 +149,8 @@ class Monitor:
         self._log({f"val/{name}": value for name, value in forced.items()}, step)
         self._show_captions(step, captions)
         self.flush()
+        if is_quiet():
+            return
         said, apart = ("  ".join(f"{name} {value:.3f}" for name, value in of.items()) for of in (scores, forced))
         self.say(f"validation at step {step}: {said}; teacher forcing, no scores: {apart}")
 

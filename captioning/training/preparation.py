@@ -10,12 +10,13 @@ from typing import TextIO
 
 import torch
 
-from captioning.config import IDENTITY, Config, flat, load_config, save_text
+from captioning.config import Config, save_text
 from captioning.data import captions as encoded
 from captioning.data import vocabulary as vocab
 from captioning.data.captions import EncodedCaptions
-from captioning.data.dataset import open_split, train_dataset
+from captioning.data.dataset import train_dataset
 from captioning.data.loader import loader_workers
+from captioning.data.splits import open_split
 from captioning.data.transforms import preprocessing_of
 from captioning.data.vocabulary import Vocabulary
 from captioning.distributed.ranks import Ranks
@@ -25,8 +26,9 @@ from captioning.model.encoders import build_encoder
 from captioning.runs import checkpoint, run_folder
 from captioning.runs.checkpoint import Checkpoint, RunState
 from captioning.runs.progress import Progress, bar
+from captioning.training.checks import compare_with_folder, is_empty, open_splits, refuse_lost_checkpoints, total_steps
 from shards.dataset import ShardDataset
-from shards.errors import InputError, listed
+from shards.errors import InputError
 from shards.files import write_atomically
 from shards.hashing import key_of
 from shards.index import Index
@@ -54,7 +56,7 @@ class Experiment:
         return steps_per_epoch(len(self.train), config.train.global_batch_size)
 
     def total_steps(self, config: Config) -> int:
-        return config.train.total_steps or self.steps_per_epoch(config) * (config.train.epochs or 0)
+        return total_steps(config, len(self.train))
 
     def train_batches(self, config: Config, ranks: Ranks, pin_memory: bool) -> ShardDataset:
         return train_dataset(
@@ -101,13 +103,8 @@ def take_folder(run: Path) -> None:
     """Hold the folder of a run that was stopped before it was prepared, to say so there; not that of others."""
     with suppress(InputError, OSError):
         run.mkdir(parents=True, exist_ok=True)
-        if not _locks and (_is_empty(run) or (run / "config.yaml").is_file()):
+        if not _locks and (is_empty(run) or (run / "config.yaml").is_file()):
             _locks.append(run_folder.lock(run, patience_s=0))
-
-
-def _is_empty(run: Path) -> bool:
-    """But for what a start leaves that was stopped at once."""
-    return all(path.name.removesuffix(".tmp") in ("lock", "status", "config.yaml") for path in run.iterdir())
 
 
 def prepare_run(config: Config, ranks: Ranks, stop: StopSignals) -> Experiment:
@@ -147,10 +144,10 @@ def prepare(config: Config, world_size: int, on_progress: Progress) -> Experimen
             "some would never get an image. Raise it, or start fewer processes."
         )
     _check_machine(config)
-    train, val = _splits(config)
+    train, val = open_splits(config, open_split)
     run = Path(config.run)
-    changed = _compare_with_folder(config, run)
-    _refuse_lost_checkpoints(run)
+    changed = compare_with_folder(config, run)
+    refuse_lost_checkpoints(run)
     if run.exists():
         _locks.append(run_folder.lock(run, meanwhile=lambda: on_progress(0, len(train))))
     found = _checkpoint_to_continue(run, train)
@@ -197,52 +194,6 @@ def _check_machine(config: Config) -> None:
         raise InputError(
             "train.sync_batch_norm=true needs GPUs; torch has no SyncBatchNorm for CPUs. Set it to false, or hold the "
             "statistics still with encoder.freeze_batch_norm=true and encoder.projection_batch_norm=false."
-        )
-
-
-def _splits(config: Config) -> tuple[Index, Index | None]:
-    train = open_split(config.data.train, config)
-    val = open_split(config.data.val, config) if config.data.val else None
-    if val is not None and val.fingerprint == train.fingerprint:
-        raise InputError(f"data.val={config.data.val} holds the very samples of data.train: scores would mean nothing.")
-    return train, val
-
-
-def _compare_with_folder(config: Config, run: Path) -> list[str]:
-    """Settings changed since the run in the folder began; refuses those that would make it another experiment."""
-    if run.exists() and not run.is_dir():
-        raise InputError(f"run={run} is a file. Choose another run=FOLDER.")
-    if not (run / "config.yaml").is_file() and (not run.exists() or _is_empty(run)):
-        return []
-    if not (run / "config.yaml").is_file():
-        raise InputError(f"run={run} is a folder of other things (no config.yaml). Choose another run=FOLDER.")
-    if not config.resume:
-        raise InputError(
-            f"run={run} holds a run already. Set resume=true to continue it, or choose another run=FOLDER."
-        )
-    before, now = flat(load_config(run / "config.yaml")), flat(config)
-    differing = {key: f"{key}: {before[key]} -> {now[key]}" for key in now if before[key] != now[key]}
-    refused = [differing[key] for key in IDENTITY if key in differing]
-    if refused:
-        raise InputError(
-            f"run={run} holds a run with other settings:\n{listed(refused, limit=20)}\n"
-            "Continue it with its own settings, or choose another run=FOLDER for these."
-        )
-    return list(differing.values())
-
-
-def _refuse_lost_checkpoints(run: Path) -> None:
-    """A run that has saved does not begin again at step 0 because the disk with its checkpoints is not there. Asked
-    before the folder is held, so that its status stays.
-
-    Raises:
-        InputError: when the run folder tells of a checkpoint, and there is none at all.
-    """
-    if (told := run_folder.last_saved_step(run)) and not checkpoint.steps(run):
-        raise InputError(
-            f"run={run} was saved at step {told}, and there is no checkpoint in {run / 'checkpoints'}.\n"
-            "Is that on a disk which is not mounted? Mount it, or put the checkpoints back. To start anew choose "
-            "another run=FOLDER, or delete this one."
         )
 
 

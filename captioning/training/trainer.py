@@ -21,7 +21,7 @@ from captioning.distributed.stop_signals import StoppedError, StopSignals, stopp
 from captioning.distributed.watchdog import Watchdog
 from captioning.runs import run_folder
 from captioning.runs.saver import Saver
-from captioning.training.best import why_stop_early
+from captioning.training.best import closing_summary, why_stop_early
 from captioning.training.ledger import Ledger, cut_ledgers
 from captioning.training.monitor import Clock, Monitor, start_up_table
 from captioning.training.preparation import Experiment, holds_folder, prepare_run, take_folder
@@ -138,6 +138,10 @@ class Trainer:
             self.why, status = f", stopped by {stopped}", "preempted"
             self.monitor.say(f"{stopped} received: saving at step {self.state.step} and stopping")
         self._save(last=True)
+        if status == "finished":
+            self.monitor.say(
+                f"finished: {self.progress()}\n{closing_summary(self.run, self.state, self.config.evaluate)}"
+            )
         return status
 
     def _fit(self) -> None:

@@ -2,35 +2,48 @@
 
 import argparse
 import importlib
+import sys
 from pathlib import Path
 
-from launch.bench import table
-from launch.cli.command import output_file, run
+from launch.cli.command import command_parser, output_file, run
 
-# Each is a module here with ``arguments(parser)`` and ``measure(arguments) -> list[Table]``.
+# Mode: a module here with ``arguments(parser)`` and ``measure(arguments) -> list[Table]``, and what it measures.
 MODES = {
-    "data": "stored images to training batches, beside other loaders; seeking; very large sets",
-    "step": "the training step on batches of noise, against the encoder alone",
-    "train": "training from shards, against the step alone and the field's baseline script",
-    "caption": "captioning in batches, against one image at a time",
-    "scale": "training on 1 and 2 processes, and a model of more",
+    "data": ("loading", "stored images to training batches, beside other loaders; seeking; very large sets"),
+    "step": ("step", "the training step on batches of noise, against the encoder alone"),
+    "train": ("training", "training from shards, against the step alone and the field's baseline script"),
+    "caption": ("search", "captioning in batches, against one image at a time"),
+    "scale": ("scaling", "training on 1 and 2 processes, and a model of more"),
 }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m launch.bench", description=__doc__)
-    modes = parser.add_subparsers(dest="mode", required=True, metavar="{" + ",".join(MODES) + "}")
-    modules = {mode: importlib.import_module(f"launch.bench.{mode}") for mode in MODES}
-    for mode, module in modules.items():
-        of_mode = modes.add_parser(mode, help=MODES[mode], description=module.__doc__)
-        of_mode.add_argument("--json", type=output_file, metavar="FILE", help="write the tables there too")
-        module.arguments(of_mode)
-    arguments = parser.parse_args()
+    mode = next((argument for argument in sys.argv[1:] if argument in MODES), None)
+    arguments = parser(mode).parse_args()
+    from launch.bench import table
+
     found = table.machine()
-    tables = modules[arguments.mode].measure(arguments)
+    tables = _module(arguments.mode).measure(arguments)
     table.show(tables, found)
     if arguments.json:
         table.write(Path(arguments.json), tables, found)
+
+
+def parser(mode: str | None = None) -> argparse.ArgumentParser:
+    """Only the given mode has its arguments: their defaults depend on the machine, which takes torch to ask."""
+    parser = command_parser("bench", __doc__)
+    modes = parser.add_subparsers(dest="mode", required=True, metavar="{" + ",".join(MODES) + "}")
+    for name, (_, what) in MODES.items():
+        description = _module(name).__doc__ if name == mode else None
+        of_mode = modes.add_parser(name, help=what, description=description)
+        of_mode.add_argument("--json", type=output_file, metavar="FILE", help="write the tables there too")
+        if name == mode:
+            _module(name).arguments(of_mode)
+    return parser
+
+
+def _module(mode: str):
+    return importlib.import_module(f"launch.bench.{MODES[mode][0]}")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,40 @@
-"""What every command does alike: turn an InputError into a short message and exit status 2."""
+"""What every command does alike: its parser, and how an InputError or Ctrl-C ends it."""
 
 import argparse
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
+from captioning.runs.progress import QUIET
 from shards.errors import InputError
 
 BAD_INPUT = 2
 _DISK_REFUSES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+INTERRUPTED = 128 + signal.SIGINT
 PREEMPTED = 75  # sysexits.h EX_TEMPFAIL: stopped by a signal, saved; the same command continues
+
+
+def command_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """The parser of ``captioning NAME``, with the options that every command takes."""
+    parser = argparse.ArgumentParser(
+        prog=f"captioning {name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quiet", action=_Quiet, nargs=0, help="only results, warnings and errors: no progress")
+    return parser
+
+
+class _Quiet(argparse.Action):
+    def __call__(self, *_: object) -> None:
+        be_quiet()
+
+
+def be_quiet() -> None:
+    """No progress from here on, in this process and those that it starts."""
+    os.environ[QUIET] = "1"
 
 
 def at_least_one(text: str) -> int:
@@ -44,6 +67,8 @@ def run(main: Callable[[], int | None]) -> None:
 
     A file that may not be read or written, or a full disk, is bad input too, wherever it is met.
     """
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         sys.exit(main() or 0)
     except InputError as error:
@@ -53,7 +78,18 @@ def run(main: Callable[[], int | None]) -> None:
             raise
         message = f"{error.filename or 'a file'}: {error.strerror}"
     except KeyboardInterrupt:
-        sys.exit(130)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one, while Python ends: no traceback of it either
+        sys.exit(INTERRUPTED)
     if os.environ.get("RANK", "0") == "0":  # one message, not one a process
         print(f"error: {message}", file=sys.stderr)
     sys.exit(BAD_INPUT)
+
+
+def _interrupt(_number: int, frame: FrameType | None) -> None:
+    """Ctrl-C. While modules are imported the process ends at once: an exception there comes out as any other (a library
+    that "failed to import"), or is lost in a callback."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            os._exit(INTERRUPTED)
+        frame = frame.f_back
+    raise KeyboardInterrupt

@@ -1,9 +1,10 @@
-"""The arguments of `python -m launch.pack`, one subcommand a kind of dataset."""
+"""The arguments of `captioning pack`, one subcommand a kind of dataset."""
 
 import argparse
 import os
 from pathlib import Path
 
+from launch.cli.command import command_parser
 from shards.packing.plan import Part
 from shards.sources.class_folders import TEMPLATE
 
@@ -13,7 +14,7 @@ each; `merge` joins them. In a Slurm array 1-n: --part $SLURM_ARRAY_TASK_ID/n"""
 
 def parser(description: str | None) -> argparse.ArgumentParser:
     """The command's parser; ``source`` holds the subcommand."""
-    main = argparse.ArgumentParser(prog="python -m launch.pack", description=description)
+    main = command_parser("pack", description)
     kinds = main.add_subparsers(dest="source", required=True, metavar="KIND")
     common, named, pictures = _common(), _split(), _images()
     coco = kinds.add_parser("coco", parents=[pictures, named, common], help="COCO 2014/2017: captions_*.json")

@@ -1,0 +1,106 @@
+"""What can be checked of a run before anything is started: its splits, its folder, whether it is finished already.
+Nothing here imports torch, whose import alone takes seconds."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from captioning.config import IDENTITY, Config, flat, load_config
+from captioning.data.splits import check_split
+from captioning.runs import checkpoint, run_folder
+from captioning.runs.checkpoint import RunState
+from shards.errors import InputError, listed
+from shards.index import Index
+from shards.order import steps_per_epoch
+
+
+def check(config: Config) -> RunState | None:
+    """Check the data and the run folder of a config. Returns the state of its run if that is finished, and the config
+    asks for no more steps.
+
+    Raises:
+        InputError: when a split is missing or damaged, or the folder holds another run.
+    """
+    train, _ = open_splits(config, check_split)
+    changed = compare_with_folder(config, Path(config.run))
+    refuse_lost_checkpoints(Path(config.run))
+    return _finished(config, train, changed)
+
+
+def open_splits(config: Config, open_split: Callable[[str, Config], Index]) -> tuple[Index, Index | None]:
+    """The training and the validation split.
+
+    Raises:
+        InputError: when one cannot be opened, or both are the same.
+    """
+    train = open_split(config.data.train, config)
+    val = open_split(config.data.val, config) if config.data.val else None
+    if val is not None and val.fingerprint == train.fingerprint:
+        raise InputError(f"data.val={config.data.val} holds the very samples of data.train: scores would mean nothing.")
+    return train, val
+
+
+def compare_with_folder(config: Config, run: Path) -> list[str]:
+    """Settings changed since the run in the folder began, as ``key: before -> now``.
+
+    Raises:
+        InputError: when they make it another experiment, or the folder holds other things.
+    """
+    if run.exists() and not run.is_dir():
+        raise InputError(f"run={run} is a file. Choose another run=FOLDER.")
+    if not (run / "config.yaml").is_file() and (not run.exists() or is_empty(run)):
+        return []
+    if not (run / "config.yaml").is_file():
+        raise InputError(f"run={run} is a folder of other things (no config.yaml). Choose another run=FOLDER.")
+    if not config.resume:
+        raise InputError(
+            f"run={run} holds a run already. Set resume=true to continue it, or choose another run=FOLDER."
+        )
+    before, now = flat(load_config(run / "config.yaml")), flat(config)
+    differing = {key: f"{key}: {before[key]} -> {now[key]}" for key in now if before[key] != now[key]}
+    refused = [differing[key] for key in IDENTITY if key in differing]
+    if refused:
+        raise InputError(
+            f"run={run} holds a run with other settings:\n{listed(refused, limit=20)}\n"
+            "Continue it with its own settings, or choose another run=FOLDER for these."
+        )
+    return list(differing.values())
+
+
+def refuse_lost_checkpoints(run: Path) -> None:
+    """A run that has saved does not begin again at step 0 because the disk with its checkpoints is not there. Asked
+    before the folder is held, so that its status stays.
+
+    Raises:
+        InputError: when the run folder tells of a checkpoint, and there is none at all.
+    """
+    if (told := run_folder.last_saved_step(run)) and not checkpoint.steps(run):
+        raise InputError(
+            f"run={run} was saved at step {told}, and there is no checkpoint in {run / 'checkpoints'}.\n"
+            "Is that on a disk which is not mounted? Mount it, or put the checkpoints back. To start anew choose "
+            "another run=FOLDER, or delete this one."
+        )
+
+
+def is_empty(run: Path) -> bool:
+    """Whether a folder holds nothing but what a start leaves that was stopped at once."""
+    return all(path.name.removesuffix(".tmp") in ("lock", "status", "config.yaml") for path in run.iterdir())
+
+
+def total_steps(config: Config, samples: int) -> int:
+    """Optimizer steps of the whole run, on a training split of ``samples`` samples."""
+    return config.train.total_steps or steps_per_epoch(samples, config.train.global_batch_size) * (
+        config.train.epochs or 0
+    )
+
+
+def _finished(config: Config, train: Index, changed: list[str]) -> RunState | None:
+    run = Path(config.run)
+    if run_folder.status(run)[0] != "finished":
+        return None
+    state = checkpoint.latest_state(run)
+    if state is None or state.fingerprint != train.fingerprint:  # the start itself says what is wrong
+        return None
+    # A run that stopped early is before its last step; another validation split is to be scored first.
+    if changed and (state.step < total_steps(config, len(train)) or any(c.startswith("data.val:") for c in changed)):
+        return None
+    return state
