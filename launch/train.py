@@ -2,9 +2,10 @@
 
 import argparse
 
-from captioning.config import Config, flat, load
+from captioning.config import load
 from captioning.distributed.stop_signals import StopSignals
 from launch.cli.command import PREEMPTED, run
+from launch.cli.config_reference import help_text
 
 
 def main() -> int:
@@ -18,11 +19,10 @@ def main() -> int:
 
 
 def _arguments() -> tuple[str, list[str]]:
-    keys = "\n".join(f"  {key}={'null' if value is None else value}" for key, value in flat(Config()).items())
     parser = argparse.ArgumentParser(
         prog="accelerate launch [...] launch/train.py",
         description=__doc__,
-        epilog=f"keys and their defaults (explained in captioning/config.py):\n{keys}",
+        epilog=f"keys and their defaults:\n{help_text()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", metavar="CONFIG.yaml", help="what differs from the defaults; see configs/")

@@ -10,7 +10,7 @@ from captioning.distributed import ranks
 from launch.cli.command import BAD_INPUT, run
 from shards.errors import InputError
 from shards.sources import scenes
-from tests.conftest import module, run_command, settings, train_command, write_coco
+from tests.conftest import ROOT, module, run_command, settings, train_command, write_coco
 
 COMMANDS = [
     "launch.pack",
@@ -48,6 +48,14 @@ def test_train_help_lists_every_key():
 
     text = run_command(module("launch.train", "--help")).stdout
     assert all(f"  {key}=" in text for key in flat(Config()))
+    assert "images per optimizer step" in text
+
+
+def test_the_reference_of_settings_is_current():
+    from launch.cli.config_reference import markdown
+
+    written = (ROOT / "configs" / "REFERENCE.md").read_text(encoding="utf-8")
+    assert written == markdown(), "python -m launch.cli.config_reference > configs/REFERENCE.md"
 
 
 def test_packing_bad_input(tmp_path):
@@ -119,7 +127,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_RANK", "3")
     with pytest.raises(InputError, match=r"4 processes .* has 2 GPU\(s\)(.|\n)*--num_processes 2"):
-        ranks.join()
+        ranks.init_distributed()
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     ranks._check_gpu(3)
 

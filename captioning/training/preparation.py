@@ -11,8 +11,7 @@ from typing import TextIO
 
 import torch
 
-from captioning.config import IDENTITY, Config, flat, save_text
-from captioning.config import load as load_config
+from captioning.config import IDENTITY, Config, flat, load_saved, save_text
 from captioning.data import captions as encoded
 from captioning.data import vocabulary as vocab
 from captioning.data.batches import TrainBatches, open_split
@@ -208,7 +207,7 @@ def _compare_with_folder(config: Config, run: Path) -> list[str]:
         raise InputError(
             f"run={run} holds a run already. Set resume=true to continue it, or choose another run=FOLDER."
         )
-    before, now = flat(load_config(run / "config.yaml")), flat(config)
+    before, now = flat(load_saved(run / "config.yaml")), flat(config)
     differing = {key: f"{key}: {before[key]} -> {now[key]}" for key in now if before[key] != now[key]}
     refused = [differing[key] for key in IDENTITY if key in differing]
     if refused:
