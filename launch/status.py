@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from captioning.config import load
-from captioning.runs import run_folder
+from captioning.runs.run_folder import RunFolder
 from launch.cli.command import PREEMPTED, run
 
 EXIT = {"finished": 0, "preempted": PREEMPTED, "running": PREEMPTED}
@@ -23,7 +23,7 @@ def main() -> int:
     arguments = parser.parse_args()
     path = Path(arguments.config)
     folder = path if path.is_dir() else Path(load(path, arguments.overrides).run)
-    status, detail = run_folder.status(folder)
+    status, detail = RunFolder(folder).status()
     print(f"{folder}: {status or 'no run has begun here'}{detail and ', '}{detail}")
     return EXIT.get(status, 1)
 

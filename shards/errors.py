@@ -20,3 +20,8 @@ def brief(text: object, limit: int = 300) -> str:
     """A text on one line, cut to ``limit`` characters: what others' errors and files say may be megabytes."""
     line = " ".join(str(text)[: 4 * limit].split())
     return line if len(line) <= limit else f"{line[: limit - 4]} ..."
+
+
+def reason_of(error: Exception) -> str:
+    """An error's kind and words, cut. Not its repr: of bytes that are no text, that has all of them."""
+    return brief(f"{type(error).__name__}: {error}")

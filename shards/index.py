@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from shards import storage, tars
-from shards.errors import InputError, listed
+from shards.errors import InputError, listed, reason_of
 from shards.files import write_atomically
 from shards.storage import Shard
 from shards.storage.cache import Cache
@@ -157,7 +157,7 @@ def load(path: str | Path, cache: Cache | None = None) -> Index:
     except OSError as error:
         raise InputError(f"{place} cannot be read: {error}") from error
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{place} is not a shard index written by launch.pack ({error!r}).") from error
+        raise InputError(f"{place} is not a shard index written by launch.pack ({reason_of(error)}).") from error
 
 
 def read_texts(shard: Shard) -> list[SampleText]:
@@ -171,7 +171,7 @@ def read_texts(shard: Shard) -> list[SampleText]:
         samples = json.loads(storage.read_all(path))["samples"]
         texts = [SampleText(s["key"], tuple(s["captions"]), s["image_id"], s["label"]) for s in samples]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} cannot be read ({error!r}). Copy it again, with its tar.") from error
+        raise InputError(f"{path} cannot be read ({reason_of(error)}). Copy it again, with its tar.") from error
     if len(texts) != shard.nsamples:
         raise InputError(f"{path} lists {len(texts)} samples, the index says {shard.nsamples}. Copy it with its tar.")
     return texts

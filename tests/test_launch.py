@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from captioning.distributed import ranks
+from captioning.runs.run_folder import RunFolder
 from launch.cli.command import BAD_INPUT, run
 from shards.errors import InputError
 from shards.sources import scenes
@@ -149,6 +150,7 @@ def test_a_run_folder_of_another_config_is_refused(scene_shards, tmp_path, empty
         (folder / "model.safetensors").write_bytes(b"damaged")
     done = refused(again(), "No checkpoint in", "verifies")
     assert "passed over" in done.stderr
+    assert RunFolder(run).status() == ("finished", "step 2 of 2"), "a refused start leaves it alone"
 
 
 def test_evaluating_and_captioning(scene_shards, tmp_path, empty_config):

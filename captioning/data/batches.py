@@ -1,10 +1,10 @@
 """Positions of the order -> tensors. The only door from `captioning` to the samples in `shards`."""
 
+import logging
 import math
 import multiprocessing.util
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -29,6 +29,8 @@ from shards.order import EpochOrder, micro_batches, rank_part, step_range
 from shards.reader import Sample, UnreadableSample, read_samples, unreadable_of
 from shards.storage.cache import Cache, default_folder
 
+logger = logging.getLogger(__name__)
+
 
 def open_split(path: str, config: Config) -> Index:
     """A split's index, its shards checked as far as sizes tell, with the config's cache for remote ones.
@@ -40,10 +42,9 @@ def open_split(path: str, config: Config) -> Index:
     index.check_files()
     fetched = sum(shard.filesize for shard in index.shards if storage.needs_cache(shard.path))
     if fetched > index.cache.limit and os.environ.get("RANK", "0") == "0":
-        print(
-            f"warning: {index.path} has {fetched / 1e9:.1f} GB and data.cache_gb={config.data.cache_gb:g}: an epoch "
-            "reads from most shards at any time, so they will be fetched again and again. Raise it, or use http(s)://.",
-            file=sys.stderr,
+        logger.warning(
+            f"{index.path} has {fetched / 1e9:.1f} GB and data.cache_gb={config.data.cache_gb:g}: an epoch reads from "
+            "most shards at any time, so they will be fetched again and again. Raise it, or use http(s)://."
         )
     return index
 

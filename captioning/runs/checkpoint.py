@@ -10,10 +10,10 @@ import errno
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from torch import Tensor
 from shards.errors import InputError
 from shards.files import sha256_of
 
+logger = logging.getLogger(__name__)
 _NAME = re.compile(r"step-(\d{8})")
 
 
@@ -130,7 +131,7 @@ def save(
     try:
         _prune(run, keep, state)
     except OSError as error:
-        print(f"warning: step {state.step} is saved, but an older one cannot be removed: {error}", file=sys.stderr)
+        logger.warning(f"step {state.step} is saved, but an older one cannot be removed: {error}")
     return final
 
 

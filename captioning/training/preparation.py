@@ -1,13 +1,11 @@
 """What a run needs before its first step: data, vocabulary, and the checkpoint to continue from."""
 
+import logging
 import os
-import sys
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Event
-from typing import TextIO
 
 import torch
 
@@ -22,14 +20,17 @@ from captioning.distributed.ranks import Ranks
 from captioning.distributed.stop_signals import StoppedError, StopSignals, stopped_by
 from captioning.model.captioner import Captioner
 from captioning.model.encoder import Encoder, load_pretrained
-from captioning.runs import checkpoint, run_folder
+from captioning.runs import checkpoint
 from captioning.runs.checkpoint import Checkpoint, RunState
 from captioning.runs.progress import Progress, bar
+from captioning.runs.run_folder import RunFolder
 from shards.errors import InputError, listed
 from shards.files import write_atomically
 from shards.hashing import key_of
 from shards.index import Index
 from shards.order import step_range, steps_per_epoch
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -86,28 +87,7 @@ class Experiment:
         return model
 
 
-_locks: list[TextIO] = []  # open for the life of the process
-
-
-def holds_folder() -> bool:
-    """Whether this process got as far as to hold its run folder, whose status is then its own to write."""
-    return bool(_locks)
-
-
-def take_folder(run: Path) -> None:
-    """Hold the folder of a run that was stopped before it was prepared, to say so there; not that of others."""
-    with suppress(InputError, OSError):
-        run.mkdir(parents=True, exist_ok=True)
-        if not _locks and (_is_empty(run) or (run / "config.yaml").is_file()):
-            _locks.append(run_folder.lock(run, patience_s=0))
-
-
-def _is_empty(run: Path) -> bool:
-    """But for what a start leaves that was stopped at once."""
-    return all(path.name.removesuffix(".tmp") in ("lock", "status", "config.yaml") for path in run.iterdir())
-
-
-def prepare_run(config: Config, ranks: Ranks, stop: StopSignals) -> Experiment:
+def prepare_run(config: Config, folder: RunFolder, ranks: Ranks, stop: StopSignals) -> Experiment:
     """Rank 0 prepares the run; what it found, or what it objects to, reaches every rank.
 
     Raises:
@@ -122,7 +102,7 @@ def prepare_run(config: Config, ranks: Ranks, stop: StopSignals) -> Experiment:
                 on_progress(done, total)
 
             try:
-                return prepare(config, ranks.world_size, watched)
+                return prepare(config, folder, ranks.world_size, watched)
             except OSError as error:
                 raise InputError(f"run={config.run} cannot be prepared: {error}") from error
 
@@ -132,8 +112,8 @@ def prepare_run(config: Config, ranks: Ranks, stop: StopSignals) -> Experiment:
     return found
 
 
-def prepare(config: Config, world_size: int, on_progress: Progress) -> Experiment:
-    """Check everything a run needs, then make or continue its folder. Runs on rank 0 alone.
+def prepare(config: Config, folder: RunFolder, world_size: int, on_progress: Progress) -> Experiment:
+    """Check everything a run needs, then make or continue its folder, which is held from then on. Runs on rank 0 alone.
 
     Raises:
         InputError: when data, weights or run folder do not fit the config; nothing has been written then.
@@ -145,19 +125,17 @@ def prepare(config: Config, world_size: int, on_progress: Progress) -> Experimen
         )
     _check_machine(config)
     train, val = _splits(config)
-    run = Path(config.run)
-    changed = _compare_with_folder(config, run)
+    run = folder.path
+    changed = _compare_with_folder(config, folder)
     if run.exists():
-        _locks.append(run_folder.lock(run, meanwhile=lambda: on_progress(0, len(train))))
+        folder.hold(meanwhile=lambda: on_progress(0, len(train)))
     found = _checkpoint_to_continue(run, train)
     stored = None
     if found is None:
         load_pretrained(Encoder(config.encoder), config.encoder)  # fails here, before anything is written
     else:
         stored = vocab.from_json(found.text("vocabulary.json"), str(found.folder / "vocabulary.json"))
-    if not _locks:
-        run.mkdir(parents=True, exist_ok=True)
-        _locks.append(run_folder.lock(run))
+    folder.hold()
     write_atomically(run / "config.yaml", save_text(config).encode())  # first: it makes the folder a run's
     threshold, max_words = config.data.min_word_freq, config.data.max_words
     vocabulary = encoded.encode(train, run / "encoded", threshold, max_words, stored, on_progress)
@@ -166,7 +144,6 @@ def prepare(config: Config, world_size: int, on_progress: Progress) -> Experimen
     if val is not None:
         val_captions = EncodedCaptions(run / "encoded-val")
         encoded.encode(val, val_captions.folder, threshold, max_words, vocabulary, on_progress)
-    run_folder.set_status(run, "running")
     state = found.state if found else RunState(0, 0, world_size, train.fingerprint)
     return Experiment(train, val, vocabulary, captions, val_captions, found, state, changed, loader_workers(config))
 
@@ -195,13 +172,14 @@ def _splits(config: Config) -> tuple[Index, Index | None]:
     return train, val
 
 
-def _compare_with_folder(config: Config, run: Path) -> list[str]:
+def _compare_with_folder(config: Config, folder: RunFolder) -> list[str]:
     """Settings changed since the run in the folder began; refuses those that would make it another experiment."""
+    run = folder.path
     if run.exists() and not run.is_dir():
         raise InputError(f"run={run} is a file. Choose another run=FOLDER.")
-    if not (run / "config.yaml").is_file() and (not run.exists() or _is_empty(run)):
+    if not folder.is_run and folder.is_new:
         return []
-    if not (run / "config.yaml").is_file():
+    if not folder.is_run:
         raise InputError(f"run={run} is a folder of other things (no config.yaml). Choose another run=FOLDER.")
     if not config.resume:
         raise InputError(
@@ -223,7 +201,7 @@ def _checkpoint_to_continue(run: Path, train: Index) -> Checkpoint | None:
     passed_over: list[str] = []
     found = checkpoint.newest(run, passed_over.append)
     for message in passed_over:
-        print(f"warning: {message}", file=sys.stderr)
+        logger.warning(message)
     if found is None and passed_over:
         raise InputError(
             f"No checkpoint in {run} verifies. To start anew choose another run=FOLDER, or delete this one."
