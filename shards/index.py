@@ -62,7 +62,7 @@ class Extents(Sequence[Extent]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    def __getitem__(self, number):
+    def __getitem__(self, number: Any) -> Any:  # a whole number, for an Extent
         if not 0 <= number < len(self):
             raise IndexError(number)
         line = self._idx[self._ends[number] + 1 : self._ends[number + 1]].decode()

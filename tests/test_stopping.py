@@ -113,7 +113,7 @@ def test_a_rank_that_hangs_is_named_and_may_come_back(scene_shards, tmp_path, em
     said = (tmp_path / "log").read_text()
     report = (run / "hang-rank-0.txt").read_text()
     assert "rank 1 says nothing: it is stopped" in said and "rank 0 says nothing" not in said
-    assert "train-000000.tar" in report and "loop.py" in report and "in _fit" in report and "step " in report
+    assert "train-000000.tar" in report and "trainer.py" in report and "in _fit" in report and "step " in report
     assert report in said.replace("hang: rank", "rank"), "the stack is in the job's output too"
     assert process.wait(120) == 0
     assert RunFolder(run).status() == ("finished", "step 12 of 12")

@@ -5,10 +5,11 @@ import math
 import multiprocessing.util
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -185,7 +186,14 @@ class _Pixels:
         return self._rows[: self._count].permute(0, 3, 1, 2)
 
 
-def collate(step, epoch, images: Tensor, captions, keys, holes) -> CaptionBatch:
+def collate(
+    step: int,
+    epoch: int,
+    images: Tensor,
+    captions: Sequence[Sequence[np.ndarray]],
+    keys: Iterable[str],
+    holes: Iterable[UnreadableSample],
+) -> CaptionBatch:
     """Pad the captions of images; both may be empty (a short step leaves some ranks nothing)."""
     flat = [caption for of_image in captions for caption in of_image]
     ends = np.array([len(caption) for caption in flat], dtype=np.int64)
@@ -267,7 +275,7 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class _Loader(DataLoader):
-    def __iter__(self):
+    def __iter__(self) -> Any:
         # Workers are forked with stop signals held back until they ignore them: torch's own handler, which they set
         # first, would let one end them.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
@@ -277,7 +285,7 @@ class _Loader(DataLoader):
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _loader(dataset: Dataset, places, workers: int, pin: bool) -> DataLoader:
+def _loader(dataset: Dataset, places: Any, workers: int, pin: bool) -> DataLoader:
     if workers:
         multiprocessing.util.Finalize(None, _end_loaders, exitpriority=0)  # before multiprocessing's own farewell
     return _Loader(

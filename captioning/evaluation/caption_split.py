@@ -1,10 +1,11 @@
 """Exact evaluation by any number of processes: every image captioned once, scored once, together."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
 import torch
+from torch import Tensor
 
 from captioning.config import Config
 from captioning.data.batches import EvaluationBatches, ImageBatch, error_message, evaluation_loader
@@ -59,9 +60,9 @@ def caption_split(
     ranks: Ranks,
     device: torch.device,
     workers: int,
-    on_progress=lambda done, total: None,
-    between_batches=lambda: None,
-    also=lambda images, samples: None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    between_batches: Callable[[], None] = lambda: None,
+    also: Callable[[Tensor, tuple[int, ...]], None] = lambda images, samples: None,
 ) -> Captions:
     """Caption every image of a split, searched for as ``config.evaluate`` says; each rank takes a contiguous part, all
     get the whole.
