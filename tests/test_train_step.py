@@ -91,7 +91,7 @@ def test_thawed_at_a_step_and_continued_before_at_and_after_it(scene_shards, tmp
         "encoder__gradient_checkpointing": "true",
         "checkpoint__every_steps": 1,
         "checkpoint__keep": 9,
-        "optim__stage_decay": 0.5,
+        "optim__layerwise_lr_decay": 0.5,
         "precision": "bf16",
     }
     whole = tmp_path / "whole"
