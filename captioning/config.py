@@ -1,36 +1,106 @@
-"""Every setting of a run, with its default. A config file holds only what differs; ``key.name=value`` overrides it."""
+"""Every setting of a run, with its default. A config file holds only what differs; ``key.name=value`` overrides it.
 
-import difflib
-import types
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+A setting is one line here, and only here: what its value may be, what it means, and whether it identifies the run.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import OmegaConf
 
-from shards.errors import InputError, listed
+from captioning.settings import build, merged, read_text, setting, settings_of, shown
+from shards.errors import InputError, brief, listed
+
+# What settings and their values were called before: an error for the old name tells the new one.
+RENAMED = {
+    "data.workers": "data.num_workers",
+    "data.vocabulary_threshold": "data.min_word_freq",
+    "data.hole_budget": "data.max_unreadable_fraction",
+    "decoder.kind": "decoder.name",
+    "decoder.attention_regulariser": "decoder.doubly_stochastic_weight",
+    "optim.encoder_learning_rate": "optim.encoder_lr",
+    "optim.decoder_learning_rate": "optim.decoder_lr",
+    "optim.stage_decay": "optim.layerwise_lr_decay",
+    "optim.clip_norm": "optim.max_grad_norm",
+    "CIDEr-D": "CIDEr",
+    "CIDEr, plain": "CIDEr-plain",
+    "class accuracy": "class_accuracy",
+}
+
+
+def _lstm_limits(config: "Config") -> list[str]:
+    if config.encoder.grid_size is not None:
+        return ["encoder.grid_size: decoder.name=lstm sees no grid; this is for attention and transformer"]
+    return []
+
+
+def _attention_limits(config: "Config") -> list[str]:
+    return ["decoder.num_layers: decoder.name=attention has one layer"] if config.decoder.num_layers != 1 else []
+
+
+def _transformer_limits(config: "Config") -> list[str]:
+    decoder, mistakes = config.decoder, []
+    if decoder.embedding_size != decoder.hidden_size:
+        mistakes.append("decoder.embedding_size: must equal decoder.hidden_size, the transformer's width")
+    if decoder.hidden_size % decoder.num_heads or decoder.hidden_size % 4:
+        mistakes.append("decoder.hidden_size: must be a multiple of decoder.num_heads, and of 4 for the positions")
+    return mistakes
+
+
+# decoder.name -> the mistakes it sees in a config, "key: what is wrong". Here, since a config is checked without torch.
+DECODERS: dict[str, Callable[["Config"], list[str]]] = {
+    "lstm": _lstm_limits,
+    "attention": _attention_limits,
+    "transformer": _transformer_limits,
+}
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    train: str = ""  # the training split's NAME.json, written by launch.pack: a path, a URL, or a pipe: command
-    val: str | None = None  # the validation split's NAME.json; null: train without validating
-    captions_per_image: int = 5  # an image is encoded once for this many captions; more rotate over the epochs
-    min_word_freq: int = 4  # a word must occur this often in the training captions, else it is <unk>
-    vocabulary_size: int | None = None  # most words of the vocabulary, the most frequent; null: as many as there are
-    tokenizer: str = "words"  # words, whitespace, characters or bpe; see captioning/data/tokenizer.py
-    max_words: int = 20  # longest caption in tokens, <end> not counted: cut in training, the limit in search
-    resize_size: int = 256  # shorter side in pixels before the crop
-    image_size: int = 224  # side of the square crop in pixels: random in training, central elsewhere
-    flip: bool = True  # mirror half of the training images; not for captions that say left and right
-    num_workers: int | None = None  # loader processes a rank; null: the machine's cores shared out, at most 8
-    ledger: bool = False  # write a line a sample to RUN/ledger, to audit exactly-once delivery
-    cache_dir: str | None = None  # where whole shards of remote splits are kept; null: the machine's temporary folder
-    storage_patience_seconds: float = 600.0  # wait so long for storage that does not answer, train.hang_seconds at most
-    trust_urls: bool = False  # let a NAME.json name shards outside its own folder, and on other hosts
-    cache_gb: float = 50.0  # most the cache may hold, shared by all processes of a machine
-    max_unreadable_fraction: float = 0.001  # share of an epoch's samples that may be unreadable before the run stops
+    """Splits, words, images, and how they are read."""
+
+    train: str = setting("", "training split's NAME.json: a path, a URL, or a pipe: command", required=True)
+    val: str | None = setting(None, "validation split's NAME.json; null: train without validating")
+    captions_per_image: int = setting(
+        5, "an image is encoded once for this many captions; more rotate over the epochs", at_least=1, identity=True
+    )
+    min_word_freq: int = setting(
+        4, "a word occurs at least this often in the training captions, else it is <unk>", at_least=1, identity=True
+    )
+    vocabulary_size: int | None = setting(
+        None, "most words of the vocabulary, the most frequent; null: as many as there are", at_least=1, identity=True
+    )
+    tokenizer: str = setting(
+        "words", "words, whitespace, characters or bpe; see captioning/data/tokenizer.py", identity=True
+    )
+    max_words: int = setting(
+        20,
+        "longest caption in tokens, without <end>: cut in training, the limit in search",
+        at_least=1,
+        identity=True,
+    )
+    resize_size: int = setting(256, "shorter side in pixels before the crop", at_least=1, identity=True)
+    image_size: int = setting(
+        224, "side of the square crop in pixels: random in training, central elsewhere", at_least=1, identity=True
+    )
+    flip: bool = setting(
+        True, "mirror half of the training images; not for captions that say left and right", identity=True
+    )
+    num_workers: int | None = setting(
+        None, "loader processes a rank; null: the machine's cores shared out, at most 8", at_least=0
+    )
+    ledger: bool = setting(False, "write a line a sample to RUN/ledger, to audit exactly-once delivery")
+    cache_dir: str | None = setting(None, "folder for whole shards of remote splits; null: the machine's temporary one")
+    storage_patience_seconds: float = setting(
+        600.0, "wait so long for storage that does not answer, train.hang_seconds at most", above=0
+    )
+    trust_urls: bool = setting(False, "let a NAME.json name shards outside its own folder, and on other hosts")
+    cache_gb: float = setting(50.0, "most the cache may hold, shared by all processes of a machine", above=0)
+    max_unreadable_fraction: float = setting(
+        0.001, "share of an epoch's samples that may be unreadable before the run stops", at_least=0
+    )
 
 
 class EncoderEntry(NamedTuple):
@@ -61,89 +131,163 @@ ENCODERS: dict[str, EncoderEntry] = {
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    name: str = "resnet50"  # one of ENCODERS: torchvision's name of it
-    weights: str | None = None  # a torchvision weights name (IMAGENET1K_V2), a .pth or .safetensors file, or null
-    trainable: str = "none"  # none, all, or a stage of the encoder (layer3, stage3, block9): it and those above it
-    unfreeze_at_step: int = 0  # the whole backbone is frozen for this many steps, then trainable applies
-    gradient_checkpointing: bool = False  # trained stages keep no activations and compute them twice: memory for time
-    freeze_batch_norm: bool = False  # the backbone's BatchNorm uses its stored statistics, also in trained stages
-    fold_batch_norm: bool = True  # where its statistics are fixed and no gradient is wanted: part of the convolutions
-    projection_batch_norm: bool = True  # for lstm: normalise the projected feature over the micro-batch
-    grid_size: int | None = None  # for attention, transformer: pool the feature map to this side; null: as it comes
+    """Image to grid of features."""
+
+    name: str = setting("resnet50", "torchvision's name of the backbone; captioning/model/README.md", identity=True)
+    weights: str | None = setting(
+        None, "a torchvision weights name (IMAGENET1K_V2), a .pth or .safetensors file; null: random"
+    )
+    trainable: str = setting(
+        "none", "none, all, or a stage (layer3, stage3, block9): it and those above it are trained", identity=True
+    )
+    unfreeze_at_step: int = setting(
+        0, "the whole backbone is frozen for this many steps, then trainable applies", at_least=0, identity=True
+    )
+    gradient_checkpointing: bool = setting(
+        False, "trained stages keep no activations and compute them twice: memory for time"
+    )
+    freeze_batch_norm: bool = setting(
+        False, "the backbone's BatchNorm uses its stored statistics, also in trained stages", identity=True
+    )
+    fold_batch_norm: bool = setting(
+        True, "BatchNorm of fixed statistics becomes part of its convolution, where no gradient is wanted"
+    )
+    projection_batch_norm: bool = setting(
+        True, "for lstm: normalise the projected feature over the micro-batch", identity=True
+    )
+    grid_size: int | None = setting(
+        None,
+        "for attention, transformer: pool the feature map to this side; null: keep the encoder's",
+        at_least=1,
+        identity=True,
+    )
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    # lstm sees the image once, as one vector; attention (an LSTM too) and transformer look at its grid at every word
-    name: Literal["lstm", "attention", "transformer"] = "lstm"
-    embedding_size: int = 256
-    hidden_size: int = 512
-    num_layers: int = 1
-    num_heads: int = 8  # of the transformer
-    dropout: float = 0.0  # on the word embeddings, between layers, and before the word classifier
-    doubly_stochastic_weight: float = 1.0  # for attention: weight of looking at every place once; less for a small grid
+    """Features to words."""
+
+    name: str = setting(
+        "lstm",
+        "lstm sees the image once, as one vector; attention (an LSTM too) and transformer see its grid at every word",
+        choices=DECODERS,
+        identity=True,
+    )
+    embedding_size: int = setting(256, "width of a word's embedding", at_least=1, identity=True)
+    hidden_size: int = setting(512, "width of the LSTM's or transformer's state", at_least=1, identity=True)
+    num_layers: int = setting(1, "layers of the LSTM or transformer", at_least=1, identity=True)
+    num_heads: int = setting(8, "for transformer: attention heads", at_least=1, identity=True)
+    dropout: float = setting(
+        0.0,
+        "on the word embeddings, between layers, and before the word classifier",
+        at_least=0,
+        below=1,
+        identity=True,
+    )
+    doubly_stochastic_weight: float = setting(
+        1.0,
+        "for attention: weight of looking at every place once; less for a small grid",
+        at_least=0,
+        identity=True,
+    )
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    global_batch_size: int = 128  # images per optimizer step, over all processes
-    micro_batch_size: int = 64  # most images a process encodes at once; accumulation follows from it
-    epochs: int | None = None  # give this or total_steps
-    total_steps: int | None = None
-    world_size: int | None = None  # refuse to start with another number of processes
-    max_skipped_steps: int = 20  # this many steps in a row without a finite gradient end the run
-    hang_seconds: int | None = 600  # so long without progress, and every rank says where it is; null: never
-    ema_decay: float | None = None  # keep an average of the weights that forgets at this rate, and caption with it
-    sync_batch_norm: bool = False  # BatchNorm over the micro-batches of all ranks; GPUs only
-    compile: bool = False  # torch.compile the encoder's stages
-    deterministic: bool = False  # on GPUs: kernels that add in one order, for a resumed run that is the same to the bit
+    """Batches, length, and the processes that train."""
+
+    global_batch_size: int = setting(128, "images per optimizer step, over all processes", at_least=1, identity=True)
+    micro_batch_size: int = setting(
+        64, "most images a process encodes at once; accumulation follows from it", at_least=1
+    )
+    epochs: int | None = setting(None, "passes over the split; give this or total_steps", at_least=1)
+    total_steps: int | None = setting(None, "optimizer steps; give this or epochs", at_least=1)
+    world_size: int | None = setting(None, "refuse to start with another number of processes", at_least=1)
+    max_skipped_steps: int = setting(20, "this many steps in a row without a finite gradient end the run", at_least=1)
+    hang_seconds: int | None = setting(
+        600, "after this long without progress every rank says where it is; null: never", at_least=1, at_most=10**7
+    )
+    ema_decay: float | None = setting(
+        None, "keep an average of the weights that forgets at this rate, and caption with it", at_least=0, below=1
+    )
+    sync_batch_norm: bool = setting(False, "BatchNorm over the micro-batches of all ranks; GPUs only")
+    compile: bool = setting(False, "torch.compile the encoder's stages")
+    deterministic: bool = setting(
+        False, "on GPUs: kernels that add in one order, for a resumed run that is the same to the bit"
+    )
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    encoder_lr: float = 1e-4
-    decoder_lr: float = 1e-3  # also for the projection of the image feature
-    weight_decay: float = 0.0
-    warmup_steps: int = 0
-    schedule: Literal["constant", "linear", "cosine"] = "constant"  # after the warm-up; the others fall to 0 at the end
-    layerwise_lr_decay: float = 1.0  # each encoder stage's rate is this times that of the stage above it
-    max_grad_norm: float | None = 5.0  # largest norm of the whole gradient
-    label_smoothing: float = 0.0  # this share of a target's probability goes to all words alike; not in perplexity
+    """Optimizer and learning rates."""
+
+    encoder_lr: float = setting(1e-4, "learning rate of the encoder's trained stages", above=0)
+    decoder_lr: float = setting(1e-3, "learning rate of the decoder and the projection of the image feature", above=0)
+    weight_decay: float = setting(0.0, "AdamW's, of weight matrices", at_least=0)
+    warmup_steps: int = setting(0, "steps in which the learning rate rises from 0", at_least=0)
+    schedule: Literal["constant", "linear", "cosine"] = setting(
+        "constant", "after the warm-up; linear and cosine fall to 0 at the end"
+    )
+    layerwise_lr_decay: float = setting(
+        1.0, "each encoder stage's learning rate is this times that of the stage above it", above=0
+    )
+    max_grad_norm: float | None = setting(5.0, "largest norm of the whole gradient; null: not clipped", above=0)
+    label_smoothing: float = setting(
+        0.0, "this share of a target's probability goes to all words alike; not in perplexity", at_least=0, below=1
+    )
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    every_steps: int = 1000
-    keep: int = 2  # newest checkpoints kept, the best besides
-    background: bool = True  # write while training goes on; false: training waits, and needs less memory
+    """When and how a run is saved."""
+
+    every_steps: int = setting(1000, "steps between two checkpoints", at_least=1)
+    keep: int = setting(
+        2, "newest checkpoints kept, the best besides; two, so that a damaged one costs an interval", at_least=2
+    )
+    background: bool = setting(True, "write while training goes on; false: training waits, and needs less memory")
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    every_steps: int | None = None  # null: at every epoch's end
+    """Validation, and how captions are searched for."""
+
+    every_steps: int | None = setting(None, "steps between two validations; null: at every epoch's end", at_least=1)
     best_metric: Literal[
         "CIDEr", "CIDEr-plain", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "NIST-4", "class_accuracy", "loss"
-    ] = "CIDEr"  # makes a checkpoint the best: the highest, or the lowest teacher-forced loss
-    patience: int | None = None  # stop after this many validations in a row without a better one; null: never
-    batch_size: int = 64  # images a process captions at once
-    beam_size: int = 1  # captions kept while searching for the best; 1 is greedy search
-    length_penalty: float = 0.0  # beams are ranked by log-probability / (words + 1) ** this; 1 is the mean per word
-    min_words: int = 0  # no caption ends before
-    no_repeat_ngram: int = 0  # no caption says so many words in a row twice; 0: it may
+    ] = setting("CIDEr", "makes a checkpoint the best: the highest, or the lowest teacher-forced loss", identity=True)
+    patience: int | None = setting(
+        None, "stop after this many validations in a row without a better one; null: never", at_least=1
+    )
+    batch_size: int = setting(64, "images a process captions at once", at_least=1)
+    beam_size: int = setting(1, "captions kept while searching for the best; 1 is greedy search", at_least=1)
+    length_penalty: float = setting(
+        0.0, "beams are ranked by log-probability / (words + 1) ** this; 1 is the mean per word"
+    )
+    min_words: int = setting(0, "no caption ends before it has this many words", at_least=0)
+    no_repeat_ngram: int = setting(0, "no caption repeats this many words in a row; 0: it may", at_least=0)
 
 
 @dataclass(frozen=True)
 class MonitorConfig:
-    log_every_steps: int = 10
-    trackers: Literal["none", "wandb"] = "none"  # besides TensorBoard, through Accelerate; wandb must be installed
+    """What a run shows of itself."""
+
+    log_every_steps: int = setting(10, "steps between two readings of loss and rates", at_least=1)
+    trackers: Literal["none", "wandb"] = setting(
+        "none", "besides TensorBoard, through Accelerate; wandb must be installed"
+    )
 
 
 @dataclass(frozen=True)
 class Config:
-    run: str = ""  # run folder: checkpoints, TensorBoard events, scores
-    seed: int = 0
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    resume: bool = True  # continue the run in the folder, if there is one; false refuses a folder that holds a run
+    """The run itself."""
+
+    run: str = setting("", "run folder: checkpoints, TensorBoard events, scores", required=True)
+    seed: int = setting(0, "of initial weights, order, crops, flips and dropout", at_least=0, identity=True)
+    precision: Literal["no", "bf16", "fp16"] = setting("no", "autocast of the forward pass; no: float32")
+    resume: bool = setting(
+        True, "continue the run in the folder, if there is one; false refuses a folder that holds a run"
+    )
     data: DataConfig = field(default_factory=DataConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
@@ -154,59 +298,47 @@ class Config:
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
 
 
+SETTINGS = settings_of(Config)
 # What a resumed run may not change: another value would be another experiment under the same name.
-IDENTITY = (
-    "seed",
-    "data.captions_per_image",
-    "data.min_word_freq",
-    "data.vocabulary_size",
-    "data.tokenizer",
-    "data.max_words",
-    "data.resize_size",
-    "data.image_size",
-    "data.flip",
-    "encoder.name",
-    "encoder.trainable",
-    "encoder.unfreeze_at_step",
-    "encoder.freeze_batch_norm",
-    "encoder.projection_batch_norm",
-    "encoder.grid_size",
-    "decoder.name",
-    "decoder.embedding_size",
-    "decoder.hidden_size",
-    "decoder.num_layers",
-    "decoder.num_heads",
-    "decoder.dropout",
-    "decoder.doubly_stochastic_weight",
-    "evaluate.best_metric",
-    "train.global_batch_size",
-)
+IDENTITY = tuple(key for key, one in SETTINGS.items() if one.identity)
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
-    """Read a YAML config and apply ``key.name=value`` overrides.
+    """Read a user's YAML config and apply ``key.name=value`` overrides. OmegaConf's ``${...}`` in them is resolved,
+    unless the file lies in a run or an exported folder.
 
     Raises:
         InputError: listing every unknown key (with the nearest right one), ill-typed and impossible value at once.
     """
-    malformed = [item for item in overrides or [] if "=" not in item or item.startswith(("=", "-"))]
+    given = overrides or []
+    malformed = [item for item in given if "=" not in item or item.startswith(("=", "-"))]
     if malformed:
-        raise InputError(f"Overrides are written key.name=value; these are not:\n{listed(map(repr, malformed))}")
-    try:
-        loaded = OmegaConf.load(path)
-        if not isinstance(loaded, DictConfig):
-            raise ValueError("it holds a list; lines of key: value are wanted")
-        merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(overrides or []))
-        values = OmegaConf.to_container(merged, resolve=True)
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise InputError(f"There is no config file {path}. The shipped ones are in configs/.") from error
-    except (OmegaConfBaseException, ValueError, OSError) as error:
-        raise InputError(f"{path} cannot be read as YAML: {error}") from error
-    except Exception as error:  # PyYAML's errors share no importable base with OmegaConf's
-        if type(error).__module__.split(".")[0] != "yaml":
-            raise
-        raise InputError(f"{path} is not YAML: {error}") from error
-    return from_dict(values, str(path))
+        raise InputError(f"Overrides are written key.name=value; these are not:\n{listed(map(shown, malformed))}")
+    path = Path(path)
+    is_own = not (path.parent / "vocabulary.json").exists()
+    values = merged(read_text(path), _replacing(given), brief(path), resolve=is_own)
+    return from_dict(values, f"{brief(path)} and its overrides" if given else brief(path))
+
+
+def load_saved(path: Path) -> Config:
+    """Read the config of a run, a checkpoint or an exported folder, whoever made it: nothing in it is resolved.
+
+    Raises:
+        InputError: see ``load_config``.
+    """
+    return from_dict(merged(read_text(path), [], str(path), resolve=False), str(path))
+
+
+def _replacing(overrides: list[str]) -> list[str]:
+    """With an override of a run's length taking the place of the other way to give it, where that came earlier."""
+    other = {"train.epochs": "train.total_steps", "train.total_steps": "train.epochs"}
+    every: list[str] = []
+    for item in overrides:
+        key, _, value = item.partition("=")
+        if key in other and value not in ("", "null"):
+            every.append(f"{other[key]}=null")
+        every.append(item)
+    return every
 
 
 def from_dict(values: Any, where: str) -> Config:
@@ -215,13 +347,34 @@ def from_dict(values: Any, where: str) -> Config:
     Raises:
         InputError: listing every mistake at once.
     """
-    mistakes: list[str] = []
-    config = _build(Config, values, "", mistakes)
+    config, mistakes = build(Config, values, RENAMED)
     told = {mistake.split(":")[0] for mistake in mistakes}
     mistakes += [mistake for mistake in _impossible(config) if mistake.split(":")[0] not in told]
     if mistakes:
-        raise InputError(f"{len(mistakes)} mistake(s) in {where} and its overrides:\n{listed(mistakes, limit=20)}")
+        raise InputError(f"{len(mistakes)} mistake(s) in {where}:\n{listed(mistakes, limit=20)}")
     return config
+
+
+def _impossible(config: Config) -> list[str]:
+    """Settings that are right by themselves and cannot be together."""
+    mistakes = _unfitting_encoder(config.encoder) + DECODERS[config.decoder.name](config)
+    if config.evaluate.patience is not None and config.data.val is None:
+        mistakes.append("evaluate.patience: needs data.val, a validation split to watch")
+    if config.data.resize_size < config.data.image_size:
+        mistakes.append("data.resize_size: must not be smaller than data.image_size, the crop taken from it")
+    if (config.train.epochs is None) == (config.train.total_steps is None):
+        mistakes.append("train.epochs, train.total_steps: give exactly one of the two")
+    return mistakes
+
+
+def _unfitting_encoder(encoder: EncoderConfig) -> list[str]:
+    """An unknown encoder, or one that has no such stage."""
+    if encoder.name not in ENCODERS:
+        return [f"encoder.name: {encoder.name!r} is not one of {', '.join(ENCODERS)}"]
+    choices = ("none", "all", *ENCODERS[encoder.name].stages)
+    if encoder.trainable not in choices:
+        return [f"encoder.trainable: {encoder.trainable!r} is not one of {encoder.name}'s: {', '.join(choices)}"]
+    return []
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -240,144 +393,3 @@ def flat(config: Config) -> dict[str, Any]:
         for section, value in to_dict(config).items()
         for name, inner in (value.items() if isinstance(value, dict) else [("", value)])
     }
-
-
-def _build(kind: Any, values: Any, prefix: str, mistakes: list[str]) -> Any:
-    if values is None:
-        values = {}
-    if not isinstance(values, dict):
-        mistakes.append(f"{prefix.rstrip('.') or 'the file'}: a section of key: value lines is wanted, not {values!r}")
-        return kind()
-    hints = get_type_hints(kind)
-    for name in values:
-        if name not in hints:
-            mistakes.append(f"{prefix}{name}: unknown key{_nearest(f'{prefix}{name}')}")
-    built = {}
-    for name, hint in hints.items():
-        if name not in values:
-            continue
-        if is_dataclass(hint):
-            built[name] = _build(hint, values[name], f"{prefix}{name}.", mistakes)
-            continue
-        value = values[name]
-        if value is False and "no" in get_args(hint):
-            value = "no"  # which YAML reads as false
-        if problem := _mismatch(value, hint):
-            mistakes.append(f"{prefix}{name}: {problem}")
-        else:
-            built[name] = float(value) if hint is float else value
-    return kind(**built)
-
-
-def _mismatch(value: Any, hint: Any) -> str | None:
-    """Why a value does not fit a type hint; None when it does."""
-    if get_origin(hint) is Literal:
-        allowed = get_args(hint)
-        return (
-            None
-            if value in allowed and not isinstance(value, bool)
-            else f"{value!r} is not one of {', '.join(allowed)}"
-        )
-    if get_origin(hint) in (Union, types.UnionType):
-        if value is None or any(arm is not type(None) and _mismatch(value, arm) is None for arm in get_args(hint)):
-            return None
-        hint = next(arm for arm in get_args(hint) if arm is not type(None))
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    fits = number if hint is float else isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
-    wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[hint]
-    return None if fits else f"{wanted} is wanted, not {value!r}"
-
-
-def _nearest(key: str) -> str:
-    """A hint at the right key: the closest spelling, else the same name in another section."""
-    known = [*flat(Config()), *(f.name for f in fields(Config))]
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
-    name = key.rsplit(".", 1)[-1]
-    close = close or [k for k in known if k.rsplit(".", 1)[-1] == name]
-    close = close or difflib.get_close_matches(name, [k.rsplit(".", 1)[-1] for k in known], n=1, cutoff=0.7)
-    return f" (did you mean {close[0]}?)" if close else ""
-
-
-def _impossible(config: Config) -> list[str]:
-    """Settings that are well typed and still cannot be."""
-    at_least_one = [
-        "data.captions_per_image",
-        "data.min_word_freq",
-        "data.vocabulary_size",
-        "data.max_words",
-        "data.image_size",
-        "decoder.embedding_size",
-        "decoder.hidden_size",
-        "decoder.num_layers",
-        "decoder.num_heads",
-        "encoder.grid_size",
-        "train.global_batch_size",
-        "train.micro_batch_size",
-        "train.epochs",
-        "train.total_steps",
-        "train.world_size",
-        "train.max_skipped_steps",
-        "train.hang_seconds",
-        "checkpoint.every_steps",
-        "evaluate.every_steps",
-        "evaluate.batch_size",
-        "evaluate.beam_size",
-        "evaluate.patience",
-        "monitor.log_every_steps",
-    ]
-    at_least_zero = [
-        "seed",
-        "data.num_workers",
-        "data.max_unreadable_fraction",
-        "optim.weight_decay",
-        "optim.warmup_steps",
-    ]
-    at_least_zero += ["decoder.doubly_stochastic_weight", "evaluate.min_words", "evaluate.no_repeat_ngram"]
-    at_least_zero += ["encoder.unfreeze_at_step"]
-    positive = ["optim.encoder_lr", "optim.decoder_lr", "optim.layerwise_lr_decay", "optim.max_grad_norm"]
-    positive += ["data.cache_gb", "data.storage_patience_seconds"]
-    below_one = ["decoder.dropout", "optim.label_smoothing", "train.ema_decay"]
-    values = flat(config)
-    mistakes = [f"{k}: {values[k]} must be at least 1" for k in at_least_one if values[k] is not None and values[k] < 1]
-    mistakes += [f"{k}: {values[k]} must not be negative" for k in at_least_zero if (values[k] or 0) < 0]
-    mistakes += [f"{k}: {values[k]} must be positive" for k in positive if values[k] is not None and not values[k] > 0]
-    mistakes += [f"{key}: must be given" for key in ("run", "data.train") if not values[key]]
-    mistakes += [f"{k}: {values[k]} is not in [0, 1)" for k in below_one if not 0 <= (values[k] or 0) < 1]
-    mistakes += _unfitting_encoder(config.encoder)
-    mistakes += _unfitting_decoder(config)
-    if config.evaluate.patience is not None and config.data.val is None:
-        mistakes.append("evaluate.patience: needs data.val, a validation split to watch")
-    if config.checkpoint.keep < 2:
-        mistakes.append(
-            "checkpoint.keep: at least 2, so that a damaged newest checkpoint costs one interval, not the run"
-        )
-    if config.data.resize_size < config.data.image_size:
-        mistakes.append("data.resize_size: must not be smaller than data.image_size, the crop taken from it")
-    if (config.train.epochs is None) == (config.train.total_steps is None):
-        mistakes.append("train.epochs, train.total_steps: give exactly one of the two")
-    return mistakes
-
-
-def _unfitting_encoder(encoder: EncoderConfig) -> list[str]:
-    """An unknown encoder, or one that has no such stage."""
-    if encoder.name not in ENCODERS:
-        return [f"encoder.name: {encoder.name!r} is not one of {', '.join(ENCODERS)}"]
-    choices = ("none", "all", *ENCODERS[encoder.name].stages)
-    if encoder.trainable not in choices:
-        return [f"encoder.trainable: {encoder.trainable!r} is not one of {encoder.name}'s: {', '.join(choices)}"]
-    return []
-
-
-def _unfitting_decoder(config: Config) -> list[str]:
-    """Settings the decoder of this kind cannot have."""
-    decoder, mistakes = config.decoder, []
-    if decoder.name == "lstm" and config.encoder.grid_size is not None:
-        mistakes.append("encoder.grid_size: decoder.name=lstm sees no grid; this is for attention and transformer")
-    if decoder.name == "attention" and decoder.num_layers != 1:
-        mistakes.append("decoder.num_layers: decoder.name=attention has one layer")
-    if decoder.name == "transformer":
-        if decoder.embedding_size != decoder.hidden_size:
-            mistakes.append("decoder.embedding_size: must equal decoder.hidden_size, the transformer's width")
-        if decoder.num_heads > 0 and (decoder.hidden_size % decoder.num_heads or decoder.hidden_size % 4):
-            mistakes.append("decoder.hidden_size: must be a multiple of decoder.num_heads, and of 4 for the positions")
-    return mistakes

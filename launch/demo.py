@@ -9,7 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from captioning.runs import checkpoint, run_folder
+from captioning.runs import checkpoint
+from captioning.runs.run_folder import RunFolder
 from launch.cli.command import PREEMPTED, command_parser, run
 from shards import index as shard_index
 from shards.sources import scenes
@@ -59,7 +60,7 @@ def _train_and_interrupt() -> None:
         time.sleep(0.2)
     training.send_signal(signal.SIGTERM)
     code = training.wait()
-    print(f"exit status {code}; {RUN}/status says: {', '.join(run_folder.status(RUN))}", flush=True)
+    print(f"exit status {code}; {RUN}/status says: {', '.join(RunFolder(RUN).status())}", flush=True)
     if code != PREEMPTED:
         sys.exit("demo: training was not interrupted as it was meant to be")
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from captioning.config import Config, load_config
+from captioning.config import Config, load_saved
 from captioning.data.splits import cache_of
 from captioning.doctor.checks import Check, look
 from captioning.runs.progress import bar
@@ -54,7 +54,7 @@ def _of_machine(folder: Path | None) -> int:
     if folder is not None:
         if not (folder / "config.yaml").is_file():
             raise InputError(f"{folder} holds no config.yaml: it is no run. Give a run folder, or a split's NAME.json.")
-        config = load_config(folder / "config.yaml")
+        config = load_saved(folder / "config.yaml")
     accelerator, ranks = init_distributed(config.precision)
     checks = machine(accelerator, ranks)
     failed = False

@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from captioning.config import load_config
-from captioning.runs import run_folder
+from captioning.runs.run_folder import RunFolder
 from launch.cli.command import PREEMPTED, command_parser, run
 from launch.cli.shipped import config_path
 
@@ -19,7 +19,7 @@ def main() -> int:
     arguments = parser().parse_args()
     path = config_path(arguments.config)
     folder = path if path.is_dir() else Path(load_config(path, arguments.overrides).run)
-    status, detail = run_folder.status(folder)
+    status, detail = RunFolder(folder).status()
     print(f"{folder}: {status or 'no run has begun here'}{detail and ', '}{detail}")
     return EXIT.get(status, 1)
 

@@ -9,11 +9,12 @@ import os
 import sys
 from pathlib import Path
 
-from captioning.config import Config, flat, load_config
+from captioning.config import Config, load_config
 from captioning.distributed.stop_signals import StopSignals
 from captioning.training.best import closing_summary
 from captioning.training.checks import check
 from launch.cli.command import PREEMPTED, at_least_one, command_parser, run
+from launch.cli.config_reference import help_text
 from launch.cli.processes import hold_stop_signals, is_started_by_launcher, run_processes
 from launch.cli.shipped import config_path, configs
 from shards.errors import InputError
@@ -73,10 +74,9 @@ def _processes(arguments: argparse.Namespace) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    keys = "\n".join(f"  {key}={'null' if value is None else value}" for key, value in flat(Config()).items())
     parser = command_parser("train", __doc__)
     parser.usage = "captioning train CONFIG [key=value ...] [--processes N] [--cpu] [--list] [--quiet]"
-    parser.epilog = f"keys and their defaults (explained in captioning/config.py):\n{keys}"
+    parser.epilog = f"keys and their defaults:\n{help_text()}"
     parser.add_argument("config", nargs="?", metavar="CONFIG", help="what differs from the defaults: a file, or a name")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. run=runs/mine train.epochs=5")
     parser.add_argument("--processes", type=at_least_one, metavar="N", help="processes (one a GPU)")

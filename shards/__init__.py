@@ -5,7 +5,7 @@
 The rest knows bytes, not tensors: torch is imported when one of the names below is first asked for.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shards.errors import InputError
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Batch", "EpochSample", "InputError", "Part", "ShardDataset", "UnreadableSample", "stack"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from shards import dataset

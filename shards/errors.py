@@ -14,3 +14,14 @@ def listed(items: Iterable[object], limit: int = 8) -> str:
     if len(every) > limit:
         lines.append(f"  ... and {len(every) - limit:,} more")
     return "\n".join(lines)
+
+
+def brief(text: object, limit: int = 300) -> str:
+    """A text on one line, cut to ``limit`` characters: what others' errors and files say may be megabytes."""
+    line = " ".join(str(text)[: 4 * limit].split())
+    return line if len(line) <= limit else f"{line[: limit - 4]} ..."
+
+
+def reason_of(error: Exception) -> str:
+    """An error's kind and words, cut. Not its repr: of bytes that are no text, that has all of them."""
+    return brief(f"{type(error).__name__}: {error}")

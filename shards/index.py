@@ -64,7 +64,7 @@ class Extents(Sequence[Extent]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    def __getitem__(self, number):
+    def __getitem__(self, number: Any) -> Any:  # a whole number, for an Extent
         ext, offset, size, name = tars.main_file(self.files(number))
         if not 0 <= offset <= offset + size <= self._filesize:
             raise ValueError(f"{name}: its line names bytes outside its tar")

@@ -13,6 +13,7 @@ so a resumed run asks for what is left and replays nothing.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -118,8 +119,9 @@ class EpochOrder:
         return self._blocks[place] * block + offset
 
 
-def _first(lane, batch, lanes):
-    """The first position of a batch that belongs to ``lane``, when position p belongs to lane p * lanes // batch."""
+def _first(lane: Any, batch: Any, lanes: int) -> Any:
+    """The first position of a batch that belongs to ``lane``, when position p belongs to lane p * lanes // batch.
+    Numbers, or arrays of them."""
     return -(-lane * batch // lanes)
 
 

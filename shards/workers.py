@@ -38,7 +38,7 @@ def read_ahead(dataset: Dataset, places: Iterable, num_workers: int, pin_memory:
 
 
 class _Loader(DataLoader):
-    def __iter__(self):
+    def __iter__(self) -> Any:
         # Workers are forked with stop signals held back until they ignore them: torch's own handler, which they set
         # first, would let one end them.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)

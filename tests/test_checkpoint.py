@@ -86,13 +86,13 @@ def test_a_failed_save_leaves_the_earlier_ones(tmp_path, monkeypatch):
     assert not list((tmp_path / "checkpoints").glob("*.tmp")), "what was written of it takes no room"
 
 
-def test_a_checkpoint_is_saved_though_an_older_one_cannot_be_removed(tmp_path, monkeypatch, capsys):
+def test_a_checkpoint_is_saved_though_an_older_one_cannot_be_removed(tmp_path, monkeypatch, caplog):
     for step in (1, 2):
         save(tmp_path, step)
     refused = PermissionError(13, "Permission denied")
     monkeypatch.setattr(shutil, "rmtree", lambda folder, ignore_errors=False: None if ignore_errors else fail(refused))
     save(tmp_path, 3)
-    assert "step 3 is saved, but an older one cannot be removed: [Errno 13]" in capsys.readouterr().err
+    assert "step 3 is saved, but an older one cannot be removed: [Errno 13]" in caplog.text
     monkeypatch.undo()
     assert checkpoint.newest(tmp_path, pytest.fail).state.step == 3
     save(tmp_path, 4)

@@ -1,10 +1,23 @@
 """Configs: defaults, overrides, and every mistake told at once with the right name beside it."""
 
+import sys
+
 import pytest
 
-from captioning.config import IDENTITY, Config, flat, from_dict, load_config, save_text, to_dict
+from captioning.config import (
+    IDENTITY,
+    RENAMED,
+    SETTINGS,
+    Config,
+    flat,
+    from_dict,
+    load_config,
+    load_saved,
+    save_text,
+    to_dict,
+)
 from shards.errors import InputError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_command
 
 GOOD = ["run=runs/x", "data.train=a.json", "train.epochs=2"]
 
@@ -63,11 +76,9 @@ def test_ill_typed_and_impossible_values_come_together(file):
 
 
 def test_impossible_values_come_at_once(file):
+    file.write_text("train: {epochs: 1, total_steps: 5}")
     with pytest.raises(InputError) as error:
-        load_config(
-            file,
-            ["train.epochs=1", "train.total_steps=5", "data.image_size=300", "decoder.dropout=1", "checkpoint.keep=1"],
-        )
+        load_config(file, ["data.image_size=300", "decoder.dropout=1", "checkpoint.keep=1"])
     message = str(error.value)
     for expected in (
         "run: must be given",
@@ -101,8 +112,125 @@ def test_a_saved_config_reads_back(file, tmp_path):
     assert load_config(tmp_path / "saved.yaml") == config == from_dict(to_dict(config), "memory")
 
 
-def test_identity_names_real_settings():
-    assert set(IDENTITY) <= set(flat(Config()))
+def test_every_default_is_allowed_and_every_section_says_what_it_is():
+    for key, setting in SETTINGS.items():
+        assert setting.meaning and flat(Config())[key] == setting.default
+        assert setting.required or setting.problem(setting.default, {}) is None, key
+    assert set(SETTINGS) == set(flat(Config()))
+    assert {"seed", "encoder.name", "train.global_batch_size"} < set(IDENTITY)
+    assert not {"run", "train.micro_batch_size", "optim.decoder_lr"} & set(IDENTITY)
+
+
+@pytest.mark.parametrize("old", [old for old in RENAMED if "." in old])
+def test_an_old_key_names_the_new_one(file, old):
+    with pytest.raises(InputError, match=rf"{old}: unknown key; it is {RENAMED[old]} now"):
+        load_config(file, [*GOOD, f"{old}=1"])
+    assert RENAMED[old] in SETTINGS
+
+
+@pytest.mark.parametrize("old", [old for old in RENAMED if "." not in old])
+def test_an_old_metric_names_the_new_one(file, old):
+    with pytest.raises(InputError, match=f"it is {RENAMED[old]} now"):
+        load_config(file, [*GOOD, f"evaluate.best_metric='{old}'"])
+    assert load_config(file, [*GOOD, f"evaluate.best_metric={RENAMED[old]}"])
+
+
+def test_the_later_of_epochs_and_total_steps_replaces_the_earlier(file):
+    file.write_text("train: {epochs: 3}")
+    data = ["run=r", "data.train=a.json"]
+    for overrides, expected in (
+        ([], (3, None)),
+        (["train.total_steps=9"], (None, 9)),
+        (["train.total_steps=9", "train.epochs=4"], (4, None)),
+        (["train.epochs=4", "train.total_steps=9"], (None, 9)),
+        (["train.total_steps=9", "train.epochs=null"], (None, 9)),
+    ):
+        train = load_config(file, [*data, *overrides]).train
+        assert (train.epochs, train.total_steps) == expected
+    with pytest.raises(InputError, match="exactly one"):
+        load_config(file, [*data, "train.epochs=null"])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "optim.encoder_lr=.inf",
+        "optim.encoder_lr=.nan",
+        "train.epochs=.inf",
+        "train.epochs=12345678901234567890",
+        "optim.weight_decay=1e300",
+        "train.hang_seconds=999999999999",
+        pytest.param(f"seed=0x{'f' * 9000}", id="thousands of digits"),
+        pytest.param(f"data.train=0x{'f' * 9000}", id="thousands of digits for a text"),
+    ],
+)
+def test_numbers_that_would_overflow_are_refused(file, override):
+    with pytest.raises(InputError, match=override.split("=")[0]) as error:
+        load_config(file, [*GOOD, override])
+    assert len(str(error.value)) < 600
+
+
+def test_the_environment_is_read_for_ones_own_file_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("SECRET", "s3cret")
+    text = "run: runs/${oc.env:SECRET}-${seed}\ndata: {train: a.json}\ntrain: {epochs: 1}\n"
+    (tmp_path / "config.yaml").write_text(text)
+    assert load_config(tmp_path / "config.yaml", ["seed=7"]).run == "runs/s3cret-7"
+    assert load_saved(tmp_path / "config.yaml").run == "runs/${oc.env:SECRET}-${seed}"
+    (tmp_path / "vocabulary.json").write_text("{}")
+    assert load_config(tmp_path / "config.yaml", ["train.epochs=2"]).run == "runs/${oc.env:SECRET}-${seed}"
+    assert load_config(tmp_path / "config.yaml", ["train.epochs=2"]).train.epochs == 2
+    (tmp_path / "config.yaml").write_text("seed: ${oc.env:SECRET}\n")
+    with pytest.raises(InputError) as error:
+        load_saved(tmp_path / "config.yaml")
+    assert "s3cret" not in str(error.value)
+
+
+BOMB = "a: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(f"b{n}: &a{n + 1} [{f'*a{n}, ' * 9}]\n" for n in range(9))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\0" * 12_000_000,
+        b"\xff\xd8\xff\xe0" * 1000,
+        b"run: " + b"x" * 200_000,
+        b"run: [" + b"{a: b}, " * 500 + b"]",
+        b"seed: " + b"[" * 5000,
+        b"[" * 100_000,
+        b"seed: !!int ''",
+        b"seed: !!timestamp x",
+        b"seed: !!python/object/apply:os.system ['true']",
+        b"? [a, b]\n: 1",
+        b"${oc.env:: 1",
+        b"".join(b"k%d: 1\n" % n for n in range(500)),
+        b"\n".join(b"key" * 1000 + b"%d: 1" % n for n in range(30)),
+        b"hello",
+        b"1",
+    ],
+)
+def test_no_file_floods_the_terminal(tmp_path, content):
+    path = tmp_path / "some.tar"
+    path.write_bytes(content)
+    readings = (lambda: load_config(path, ["train.total_steps=x"]), lambda: load_saved(path))
+    for read in readings:
+        with pytest.raises(InputError, match=str(path)) as error:
+            read()
+        assert len(str(error.value)) < 4000 and len(str(error.value).splitlines()) <= 24
+
+
+def test_a_saved_config_that_grows_without_end_is_refused_at_once(tmp_path):
+    (tmp_path / "config.yaml").write_text(BOMB)
+    with pytest.raises(InputError, match="unknown key") as error:
+        load_saved(tmp_path / "config.yaml")
+    assert len(str(error.value)) < 2000
+    (tmp_path / "config.yaml").write_text(BOMB + "run: *a9\n")
+    with pytest.raises(InputError, match="text is wanted"):
+        load_saved(tmp_path / "config.yaml")
+
+
+def test_a_config_is_read_without_torch():
+    code = "import sys, captioning.config; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert run_command([sys.executable, "-c", code]).returncode == 0
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from captioning.config import load_config
-from captioning.runs import checkpoint, run_folder
+from captioning.runs import checkpoint
 from captioning.runs.checkpoint import RunState
+from captioning.runs.run_folder import RunFolder
 from captioning.runs.saver import Saver
 from captioning.training.preparation import prepare
 from tests.conftest import run_command, settings, train_command
@@ -118,9 +119,13 @@ def test_killed_before_any_file_operation_of_a_start(scene_shards, tmp_path, emp
         operation += stride
         run = tmp_path / f"run-{operation}"
         config = load_config(empty_config, settings(scene_shards, run, train__epochs=1))
-        killed = killed_before(operation, lambda config=config: prepare(config, 1, lambda done, total: None))
-        assert not killed_before(10**6, lambda config=config: prepare(config, 1, lambda done, total: None))
-        assert run_folder.status(run)[0] == "running"
+
+        def start(config=config) -> None:
+            prepare(config, RunFolder(config.run), 1, lambda done, total: None)
+
+        killed = killed_before(operation, start)
+        assert not killed_before(10**6, start)
+        assert RunFolder(run).is_run and (run / "vocabulary.json").is_file()
     assert operation > 20, "the operations were not seen"
 
 
@@ -162,11 +167,11 @@ def test_a_run_on_a_full_disk_goes_on_and_fails_at_its_end(scene_shards, tmp_pat
         assert done.returncode != 0 and "OSError" not in done.stderr, done.stderr
         assert "warning: step 12 could not be saved, training goes on" in done.stderr, done.stderr
         assert "The last checkpoint, of step 18, could not be written" in done.stderr
-        assert run_folder.status(run)[0] == "failed"
+        assert RunFolder(run).status()[0] == "failed"
         assert checkpoint.newest(run, pytest.fail).state.step == 8
         remount("size=600m")
         assert run_command(command).returncode == 0
-        assert run_folder.status(run) == ("finished", "step 18 of 18")
+        assert RunFolder(run).status() == ("finished", "step 18 of 18")
         remount("ro")
         done = run_command(train_command(1, settings(scene_shards, run, train__epochs=3), empty_config))
         assert done.returncode == 2 and "Read-only file system" in done.stderr and "Traceback" not in done.stderr

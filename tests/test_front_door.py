@@ -11,7 +11,8 @@ import psutil
 import pytest
 
 from captioning import __version__
-from captioning.runs import checkpoint, run_folder
+from captioning.runs import checkpoint
+from captioning.runs.run_folder import RunFolder
 from launch.cli.front import COMMANDS
 from tests.conftest import ROOT, run_command, settings
 from tests.test_stopping import ranks_of, started, stopped_step, wait_for
@@ -78,7 +79,7 @@ def test_two_processes_stopped_continued_and_finished(scene_shards, tmp_path, em
     again = [*command, f"train.epochs={epochs}"]
     done = run_command([*again, "--quiet"])
     assert done.returncode == 0, done.stderr[-2000:]
-    assert run_folder.status(run) == ("finished", f"step {6 * epochs} of {6 * epochs}")
+    assert RunFolder(run).status() == ("finished", f"step {6 * epochs} of {6 * epochs}")
     assert f"captioning evaluate {run}" in done.stderr and f"checkpoints/step-{6 * epochs:08d}" in done.stderr
     assert "loss " not in done.stderr and "global batch" not in done.stderr, "--quiet"
     assert_each_image_of_each_epoch_once(run, scene_shards, epochs)
@@ -111,7 +112,7 @@ def test_a_machine_without_a_gpu_says_so(scene_shards, tmp_path, empty_config):
     command = train(scene_shards, tmp_path / "run", empty_config, train__total_steps=1, checkpoint__every_steps=9)
     done = run_command(command, CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 0 and "warning: no GPU here" in done.stderr
-    assert run_folder.status(tmp_path / "run") == ("finished", "step 1 of 1")
+    assert RunFolder(tmp_path / "run").status() == ("finished", "step 1 of 1")
 
 
 def test_ctrl_c_while_processes_start(scene_shards, tmp_path, empty_config):
@@ -121,7 +122,7 @@ def test_ctrl_c_while_processes_start(scene_shards, tmp_path, empty_config):
     wait_for(lambda: len(ranks_of(process)) == 2, process)
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(120) == 75
-    assert run_folder.status(run)[0] == "preempted" and "Traceback" not in log.read_text()
+    assert RunFolder(run).status()[0] == "preempted" and "Traceback" not in log.read_text()
 
 
 def test_the_command_alone_is_killed(scene_shards, tmp_path, empty_config):
@@ -135,7 +136,7 @@ def test_the_command_alone_is_killed(scene_shards, tmp_path, empty_config):
     process.wait()
     _, alive = psutil.wait_procs(ranks, timeout=60)
     assert not alive
-    assert stopped_step(run) > 0 and "the end of its launcher" in run_folder.status(run)[1]
+    assert stopped_step(run) > 0 and "the end of its launcher" in RunFolder(run).status()[1]
 
 
 def test_one_process_is_killed(scene_shards, tmp_path, empty_config):
@@ -204,4 +205,4 @@ def test_an_installed_wheel_works_from_any_folder(installed, tmp_path, scene_sha
     small = ["train.epochs=null", "train.total_steps=1", "data.image_size=32", "decoder.hidden_size=16"]
     done = command("train", "demo", "--cpu", *data, *small)
     assert done.returncode == 0, done.stderr
-    assert run_folder.status(tmp_path / "runs" / "demo" / "run") == ("finished", "step 1 of 1")
+    assert RunFolder(tmp_path / "runs" / "demo" / "run").status() == ("finished", "step 1 of 1")

@@ -20,6 +20,7 @@ FLOORS = {
     "captioning.distributed": 7,
     "captioning.metrics": 6,
     "captioning.config": 6,
+    "captioning.settings": 6,
     "shards.packing": 5,
     "shards.sources": 4,
     "shards": 3,

@@ -7,10 +7,11 @@ import pytest
 from PIL import Image
 
 from captioning.distributed import ranks
+from captioning.runs.run_folder import RunFolder
 from launch.cli.command import BAD_INPUT, run
 from shards.errors import InputError
 from shards.sources import scenes
-from tests.conftest import module, run_command, settings, train_command, write_coco
+from tests.conftest import ROOT, module, run_command, settings, train_command, write_coco
 
 
 def refused(command, *expected, processes_printing=1):
@@ -29,6 +30,14 @@ def test_train_help_lists_every_key():
 
     text = run_command(module("launch.train", "--help")).stdout
     assert all(f"  {key}=" in text for key in flat(Config()))
+    assert "images per optimizer step" in text
+
+
+def test_the_reference_of_settings_is_current():
+    from launch.cli.config_reference import markdown
+
+    written = (ROOT / "configs" / "REFERENCE.md").read_text(encoding="utf-8")
+    assert written == markdown(), "python -m launch.cli.config_reference > configs/REFERENCE.md"
 
 
 def test_packing_bad_input(tmp_path):
@@ -122,6 +131,7 @@ def test_a_run_folder_of_another_config_is_refused(scene_shards, tmp_path, empty
         (folder / "model.safetensors").write_bytes(b"damaged")
     done = refused(again(), "No checkpoint in", "verifies")
     assert "passed over" in done.stderr
+    assert RunFolder(run).status() == ("finished", "step 2 of 2"), "a refused start leaves it alone"
 
 
 def test_evaluating_and_captioning(scene_shards, tmp_path, empty_config):

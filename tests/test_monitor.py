@@ -22,7 +22,8 @@ from captioning.data.dataset import EvaluationBatches
 from captioning.data.transforms import preprocessing_of
 from captioning.data.vocabulary import END, START, from_json
 from captioning.model.captioner import Captioner
-from captioning.runs import checkpoint, run_folder
+from captioning.runs import checkpoint
+from captioning.runs.run_folder import RunFolder
 from shards import index as shard_index
 from tests.conftest import CPU_PROCESSES, ROOT, free_ports, run_command, settings, train_command
 from tests.test_launch import refused
@@ -60,7 +61,7 @@ def watched(scene_shards, tmp_path_factory, empty_config):
     scores = run / "scores.jsonl"
     killed(command, lambda: scores.exists() and '"step": 9' in scores.read_text())  # and the checkpoint is of step 5
     killed(command, lambda: 10 in checkpoint.steps(run))
-    assert run_folder.status(run)[0] == "running"
+    assert RunFolder(run).status()[0] == "running"
     done = run_command(command)
     assert done.returncode == 0, done.stderr[-2000:]
     return run, done.stderr

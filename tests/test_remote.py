@@ -363,7 +363,7 @@ def test_many_shards_through_a_cache_of_two(tmp_path, monkeypatch):
         assert sum(file.stat().st_size for file in bounded.home.glob("*[0-9a-f].*")) <= bounded.limit
 
 
-def test_a_cache_that_cannot_hold_the_set_is_told_before_it_crawls(scene_shards, tmp_path, capsys):
+def test_a_cache_that_cannot_hold_the_set_is_told_before_it_crawls(scene_shards, tmp_path, caplog):
     for gb, warned in ((1.0, False), (1e-6, True)):
         config = from_dict(
             {
@@ -374,4 +374,4 @@ def test_a_cache_that_cannot_hold_the_set_is_told_before_it_crawls(scene_shards,
             "",
         )
         open_split(f"pipe:cat {scene_shards}/train.json", config)
-        assert ("fetched again and again" in capsys.readouterr().err) == warned
+        assert ("fetched again and again" in caplog.text) == warned

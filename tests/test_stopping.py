@@ -12,8 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from captioning.config import load, save_text
-from captioning.runs import checkpoint, run_folder
+from captioning.config import load_config, save_text
+from captioning.runs import checkpoint
+from captioning.runs.run_folder import RunFolder
 from captioning.training.preparation import prepare
 from shards.errors import InputError
 from tests.conftest import CPU_PROCESSES, ROOT, module, run_command, settings, train_command, untrained_run
@@ -61,7 +62,7 @@ def notes_signals(pid: int) -> bool:
 
 def stopped_step(run: Path) -> int:
     """The step a run was stopped at, by its status; its newest checkpoint is that very step."""
-    status, detail = run_folder.status(run)
+    status, detail = RunFolder(run).status()
     assert status == "preempted", (status, detail)
     step = int(detail.split()[1])
     assert checkpoint.newest(run, pytest.fail).state.step == step
@@ -76,17 +77,17 @@ def test_stopped_while_it_starts(scene_shards, tmp_path, empty_config):
     wait_for(lambda: notes_signals(process.pid), process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 75
-    assert run_folder.status(run) == ("preempted", "before the first step, stopped by SIGTERM")
-    held = run_folder.lock(run)
-    run_folder.set_status(run, "running", "the holder's word")
-    process = started(command, tmp_path / "log")
-    wait_for(lambda: notes_signals(process.pid), process)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 75
-    assert run_folder.status(run) == ("running", "the holder's word")
-    held.close()
+    assert RunFolder(run).status() == ("preempted", "before the first step, stopped by SIGTERM")
+    with RunFolder(run) as held:
+        held.hold()
+        held.set_status("running", "the holder's word")
+        process = started(command, tmp_path / "log")
+        wait_for(lambda: notes_signals(process.pid), process)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 75
+        assert held.status() == ("running", "the holder's word")
     trained(1, settings(scene_shards, run, train__total_steps=2), empty_config)
-    assert run_folder.status(run)[0] == "finished"
+    assert RunFolder(run).status()[0] == "finished"
 
 
 def test_loader_workers_leave_signals_to_their_rank(scene_shards, tmp_path, empty_config):
@@ -94,7 +95,7 @@ def test_loader_workers_leave_signals_to_their_rank(scene_shards, tmp_path, empt
     run = tmp_path / "run"
     overrides = settings(scene_shards, run, train__total_steps=2000, data__num_workers=3)
     process = started(train_command(1, overrides, empty_config), tmp_path / "log")
-    wait_for(lambda: run_folder.status(run)[0] == "running" and psutil.Process(process.pid).children(), process)
+    wait_for(lambda: RunFolder(run).status()[0] == "running" and psutil.Process(process.pid).children(), process)
     while process.poll() is None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
@@ -115,10 +116,10 @@ def test_a_rank_that_hangs_is_named_and_may_come_back(scene_shards, tmp_path, em
     said = (tmp_path / "log").read_text()
     report = (run / "hang-rank-0.txt").read_text()
     assert "rank 1 says nothing: it is stopped" in said and "rank 0 says nothing" not in said
-    assert "train-000000.tar" in report and "loop.py" in report and "in _fit" in report and "step " in report
+    assert "train-000000.tar" in report and "trainer.py" in report and "in _fit" in report and "step " in report
     assert report in said.replace("hang: rank", "rank"), "the stack is in the job's output too"
     assert process.wait(120) == 0
-    assert run_folder.status(run) == ("finished", "step 12 of 12")
+    assert RunFolder(run).status() == ("finished", "step 12 of 12")
     assert_each_image_of_each_epoch_once(run, scene_shards, epochs=2)
 
 
@@ -131,7 +132,7 @@ def test_a_hung_run_ends_by_itself_and_is_started_again(scene_shards, tmp_path, 
     stuck = ranks_of(process)[1]
     stuck.suspend()
     assert process.wait(240) not in (0, None)
-    assert run_folder.status(run)[0] == "running" and "another process was lost" in run_folder.status(run)[1]
+    assert RunFolder(run).status()[0] == "running" and "another process was lost" in RunFolder(run).status()[1]
     assert run_command(module("launch.status", run)).returncode == 75
     last = checkpoint.newest(run, pytest.fail).state.step
     trained(2, [*overrides, f"train.total_steps={last + 3}"], empty_config)
@@ -203,8 +204,8 @@ def test_any_signal_to_anybody_at_any_moment(scene_shards, tmp_path, empty_confi
             time.sleep(0.05)
         assert process.wait(60) != 0, (to, signals, moment)
         psutil.wait_procs(ranks, timeout=60)
-        if run_folder.status(run)[1].startswith("before the first step"):
-            assert run_folder.status(run)[0] == "preempted"
+        if RunFolder(run).status()[1].startswith("before the first step"):
+            assert RunFolder(run).status()[0] == "preempted"
         else:
             assert stopped_step(run) >= last, (to, signals, moment)
             last = stopped_step(run)
@@ -235,14 +236,14 @@ def test_continued_on_other_numbers_of_processes(scene_shards, tmp_path, empty_c
 def test_a_start_without_the_checkpoints_of_a_run_is_refused(scene_shards, tmp_path, empty_config, status):
     run = untrained_run(tmp_path / "run")
     changes = {"decoder__name": "attention", "encoder__grid_size": 3, "train__epochs": 1}
-    config = load(empty_config, settings(scene_shards, run, **changes))
+    config = load_config(empty_config, settings(scene_shards, run, **changes))
     (run / "config.yaml").write_text(save_text(config))
-    run_folder.set_status(run, *status)
+    RunFolder(run).set_status(*status)
     (run / "checkpoints").rename(tmp_path / "scratch")
     for _ in range(2):
         with pytest.raises(InputError, match=r"saved at step 1, and there is no checkpoint.*\n.*Mount it"):
-            prepare(config, 1, lambda done, total: None)
-    assert run_folder.status(run) == status
+            prepare(config, RunFolder(run), 1, lambda done, total: None)
+    assert RunFolder(run).status() == status
 
 
 def test_a_run_whose_checkpoints_are_away_is_not_begun_again(scene_shards, tmp_path, empty_config):
@@ -261,4 +262,4 @@ def test_a_run_whose_checkpoints_are_away_is_not_begun_again(scene_shards, tmp_p
     (run / "checkpoints").symlink_to(scratch)  # mounted again
     done = run_command(command)
     assert done.returncode == 0, done.stderr
-    assert run_folder.status(run) == ("finished", "step 4 of 4")
+    assert RunFolder(run).status() == ("finished", "step 4 of 4")

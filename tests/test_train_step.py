@@ -217,11 +217,12 @@ def test_fp16_scales_skips_what_overflows_and_its_scale_is_saved(tmp_path):
 @pytest.mark.parametrize("setting", ["precision=fp16", "train.sync_batch_norm=true"])
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_what_needs_a_gpu_is_refused_without(scene_shards, tmp_path, empty_config, setting):
+    from captioning.runs.run_folder import RunFolder
     from captioning.training.preparation import prepare
 
     overrides = [*settings(scene_shards, tmp_path / "run", train__epochs=1), setting]
-    with pytest.raises(InputError, match="needs"):
-        prepare(configuration.load_config(empty_config, overrides), 1, lambda done, total: None)
+    with pytest.raises(InputError, match="needs"), RunFolder(tmp_path / "run") as folder:
+        prepare(configuration.load_config(empty_config, overrides), folder, 1, lambda done, total: None)
     assert not (tmp_path / "run").exists()
 
 

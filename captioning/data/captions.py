@@ -31,7 +31,7 @@ class EncodedCaptions:
 
     folder: Path
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Path]:
         return {"folder": self.folder}  # a loader process maps the files itself rather than being sent their contents
 
     @cached_property

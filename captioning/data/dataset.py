@@ -1,6 +1,7 @@
 """A split's samples -> what models learn from and are judged by: training on a ShardDataset, evaluation in order."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -34,7 +35,7 @@ class CaptionDecoder:
 
 
 def train_dataset(
-    index: Index, captions: EncodedCaptions, preprocessing: Preprocessing, captions_per_image: int, **settings
+    index: Index, captions: EncodedCaptions, preprocessing: Preprocessing, captions_per_image: int, **settings: Any
 ) -> ShardDataset:
     """The split as CaptionBatches; ``settings`` are those of ShardDataset."""
     decoder = CaptionDecoder(captions, preprocessing, captions_per_image)

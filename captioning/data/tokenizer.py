@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import regex
 from nltk.tokenize import NLTKWordTokenizer
@@ -46,11 +46,11 @@ class _Unlearned:
     """What tokenizers share that work by rules alone."""
 
     @classmethod
-    def train(cls, captions: Iterable[str], most_tokens: int | None, least_count: int):
+    def train(cls, captions: Iterable[str], most_tokens: int | None, least_count: int) -> Any:
         return cls()
 
     @classmethod
-    def from_learned(cls, learned: dict):
+    def from_learned(cls, learned: dict) -> Any:
         return cls()
 
     def learned(self) -> dict:
@@ -136,7 +136,7 @@ class BytePairEncoding:
         return {"tokens": list(self.tokens), "merges": [list(pair) for pair in self.merges]}
 
     @cached_property
-    def _tokenizer(self):
+    def _tokenizer(self) -> Any:
         return _bpe({token: number for number, token in enumerate(self.tokens)}, list(self.merges))
 
     def tokenize(self, caption: str) -> list[str]:
@@ -149,7 +149,7 @@ class BytePairEncoding:
 _SPACE, _UNSEEN = "▁", "<unk>"
 
 
-def _bpe(tokens: dict[str, int] | None = None, merges: list[tuple[str, str]] | None = None):
+def _bpe(tokens: dict[str, int] | None = None, merges: list[tuple[str, str]] | None = None) -> Any:
     """The library's tokenizer (https://huggingface.co/docs/tokenizers), with what no merge of ours crosses."""
     import tokenizers
     from tokenizers import models, pre_tokenizers

@@ -1,10 +1,10 @@
 """When nothing moves any more: every rank says where it stands, and one of them says who keeps the others waiting."""
 
 import faulthandler
+import logging
 import os
 import re
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from pathlib import Path
 from captioning.distributed.ranks import Ranks
 from shards.storage.outages import last_wait
 
+logger = logging.getLogger(__name__)
 PATIENCE_S = 10.0  # at most, between a rank's own report and its judgement of the others'
 _FIRST_LINE = re.compile(r"rank (\d+), place (\d+): (.*)")
 
@@ -57,9 +58,9 @@ class Watchdog:
                 try:
                     self._report()
                     if not self._closed.wait(min(PATIENCE_S, limit / 2)) and self._places == reported:
-                        _print(self._judgement())
+                        self._judge()
                 except OSError as error:
-                    _print(f"rank {self._ranks.rank} hangs, and {self._run} cannot be written: {error}\n")
+                    logger.warning(f"rank {self._ranks.rank} hangs, and {self._run} cannot be written: {error}")
 
     def _report(self) -> None:
         path = self._path(self._ranks.rank)
@@ -73,10 +74,10 @@ class Watchdog:
             file.flush()
             faulthandler.dump_traceback(file, all_threads=True)
         temporary.rename(path)
-        _print(f"hang: {path.read_text(encoding='utf-8')}")
+        logger.warning(f"hang: {path.read_text(encoding='utf-8')}")
 
-    def _judgement(self) -> str:
-        """Who is behind, by the reports of all ranks; empty on ranks that leave the word to a lower one."""
+    def _judge(self) -> None:
+        """Say who is behind, by the reports of all ranks; the lowest rank that reported does so."""
         places: dict[int, tuple[int, str]] = {}
         for rank in range(self._ranks.world_size):
             if self._path(rank).is_file() and (
@@ -84,7 +85,7 @@ class Watchdog:
             ):
                 places[rank] = (int(match[2]), match[3])
         if self._ranks.rank != min(places, default=-1):
-            return ""
+            return
         silent = sorted(set(range(self._ranks.world_size)) - set(places))
         first, last = min(place for place, _ in places.values()), max(place for place, _ in places.values())
         behind = [
@@ -93,15 +94,10 @@ class Watchdog:
         behind += [f"  rank {rank} says nothing: it is stopped, or gone with its machine" for rank in silent]
         if first == last and not silent:
             behind = [f"  all ranks are at the same place: {places[self._ranks.rank][1]}"]
-        return (
+        logger.warning(
             f"hang: no progress for {self._hang_seconds} s (train.hang_seconds).\n" + "\n".join(behind) + "\n"
-            f"  where each is: {self._run}/hang-rank-*.txt. The job ends when the exchange they wait in times out.\n"
+            f"  where each is: {self._run}/hang-rank-*.txt. The job ends when the exchange they wait in times out."
         )
 
     def _path(self, rank: int) -> Path:
         return self._run / f"hang-rank-{rank}.txt"
-
-
-def _print(text: str) -> None:
-    sys.stderr.write(text)
-    sys.stderr.flush()

@@ -16,7 +16,8 @@ from captioning.data.transforms import preprocessing_of
 from captioning.doctor.checks import Check, look, size
 from captioning.model.captioner import Captioner
 from captioning.model.losses import token_loss
-from captioning.runs import checkpoint, run_folder
+from captioning.runs import checkpoint
+from captioning.runs.run_folder import RunFolder
 
 READ_AT, READ_TOGETHER = 16, 4  # places in each split, and images there, that are read and decoded
 MOST_IMAGES = 4096  # where the search for the largest micro-batch ends
@@ -28,7 +29,7 @@ def run_checks(run: Path, config: Config) -> list[Check]:
     if val := config.data.val:
         data.append(look("data.val", lambda: _data("data.val", val, config)))
     return [
-        Check("status", " · ".join(filter(None, run_folder.status(run))) or "never started"),
+        Check("status", " · ".join(filter(None, RunFolder(run).status())) or "never started"),
         *data,
         look("newest checkpoint", lambda: _checkpoint(run)),
         look("disk", lambda: _disk(run, config)),

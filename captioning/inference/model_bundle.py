@@ -15,7 +15,7 @@ from captioning import config as configuration
 from captioning.config import Config
 from captioning.data import vocabulary as vocab
 from captioning.data.vocabulary import Vocabulary
-from shards.errors import InputError
+from shards.errors import InputError, reason_of
 from shards.files import sha256_of, write_atomically
 
 KIND = "image captioner 1"
@@ -79,7 +79,7 @@ def read(folder: Path) -> ModelBundle:
         hashes = {name: str(document["sha256"][name]) for name in _HASHED}
         step, origin, values = int(document["step"]), str(document["origin"]), document["config"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} was not written by launch.export ({error!r}).") from error
+        raise InputError(f"{path} was not written by launch.export ({reason_of(error)}).") from error
     for name, expected in hashes.items():
         if not (folder / name).is_file() or sha256_of(folder / name) != expected:
             raise InputError(f"{folder / name} is missing or not what was exported. Copy the folder again.")

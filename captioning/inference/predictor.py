@@ -241,7 +241,7 @@ def loaded(run: Path, which: str = "best") -> ModelBundle:
     if model_bundle.is_model_folder(run):
         return model_bundle.read(run)
     found = checkpoint.find(run, which, lambda message: warnings.warn(message, stacklevel=2))
-    config = configuration.load_config(found.folder / "config.yaml")
+    config = configuration.load_saved(found.folder / "config.yaml")
     vocabulary = vocab.from_json(found.text("vocabulary.json"), str(found.folder / "vocabulary.json"))
     origin = f"Step {found.state.step:,} of the run {run.resolve().name}."
     return ModelBundle(config, vocabulary, found.captioner(), found.state.step, origin)

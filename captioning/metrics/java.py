@@ -147,7 +147,8 @@ def _meteor_statistics(hypotheses: dict[int, list[str]], references: dict[int, l
     except (BrokenPipeError, ValueError):
         scorer.meteor_p.kill()
         last_words = scorer.meteor_p.stderr.read().decode(errors="replace")
-        print(last_words or "Java ended without a word", file=sys.stderr, flush=True)
+        sys.stderr.write(last_words or "Java ended without a word")
+        sys.stderr.flush()
         os._exit(1)  # past Meteor's own clean-up, which would complain of the broken pipe
     return statistics
 

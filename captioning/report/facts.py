@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import SCALARS, Even
 from captioning.evaluation.results import match_references, read_results, references_of
 from captioning.evaluation.scores import Evaluation, evaluate
 from captioning.inference.predictor import Caption, Predictor, opened
-from captioning.runs import run_folder
+from captioning.runs.run_folder import RunFolder
 from shards import index as shard_index
 from shards.errors import InputError
 from shards.index import Index
@@ -72,7 +72,7 @@ def read_run(run: Path, which: str = "best", examples: int = 6, device: str | No
     train, val = _index(config.data.train, notes), _index(config.data.val, notes)
     evaluation, step = _evaluation(run, predictor.step, val, notes)
     facts = Facts(
-        run, predictor, run_folder.status(run), curves_of(run), validations_of(run), train, val, evaluation, step,
+        run, predictor, RunFolder(run).status(), curves_of(run), validations_of(run), train, val, evaluation, step,
         notes=notes,
     )  # fmt: skip
     if evaluation is not None and val is not None:

@@ -10,10 +10,10 @@ import errno
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from shards.files import sha256_of
 if TYPE_CHECKING:  # what reads no tensors, the state of a run say, need not wait for torch's import
     from torch import Tensor
 
+logger = logging.getLogger(__name__)
 _NAME = re.compile(r"step-(\d{8})")
 _MALFORMED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)  # of files in a checkpoint
 
@@ -140,7 +141,7 @@ def save(
         try:
             act()
         except OSError as error:
-            print(f"warning: step {state.step} is saved, but {what}: {error}", file=sys.stderr)
+            logger.warning(f"step {state.step} is saved, but {what}: {error}")
     return final
 
 

@@ -2,12 +2,12 @@
 Nothing here imports torch, whose import alone takes seconds."""
 
 from collections.abc import Callable
-from pathlib import Path
 
-from captioning.config import IDENTITY, Config, flat, load_config
+from captioning.config import IDENTITY, Config, flat, load_saved
 from captioning.data.splits import check_split
-from captioning.runs import checkpoint, run_folder
+from captioning.runs import checkpoint
 from captioning.runs.checkpoint import RunState
+from captioning.runs.run_folder import RunFolder
 from shards.errors import InputError, listed
 from shards.index import Index
 from shards.order import steps_per_epoch
@@ -21,9 +21,10 @@ def check(config: Config) -> RunState | None:
         InputError: when a split is missing or damaged, or the folder holds another run.
     """
     train, _ = open_splits(config, check_split)
-    changed = compare_with_folder(config, Path(config.run))
-    refuse_lost_checkpoints(Path(config.run))
-    return _finished(config, train, changed)
+    folder = RunFolder(config.run)
+    changed = compare_with_folder(config, folder)
+    refuse_lost_checkpoints(folder)
+    return _finished(config, folder, train, changed)
 
 
 def open_splits(config: Config, open_split: Callable[[str, Config], Index]) -> tuple[Index, Index | None]:
@@ -39,23 +40,24 @@ def open_splits(config: Config, open_split: Callable[[str, Config], Index]) -> t
     return train, val
 
 
-def compare_with_folder(config: Config, run: Path) -> list[str]:
+def compare_with_folder(config: Config, folder: RunFolder) -> list[str]:
     """Settings changed since the run in the folder began, as ``key: before -> now``.
 
     Raises:
         InputError: when they make it another experiment, or the folder holds other things.
     """
+    run = folder.path
     if run.exists() and not run.is_dir():
         raise InputError(f"run={run} is a file. Choose another run=FOLDER.")
-    if not (run / "config.yaml").is_file() and (not run.exists() or is_empty(run)):
+    if not folder.is_run and folder.is_new:
         return []
-    if not (run / "config.yaml").is_file():
+    if not folder.is_run:
         raise InputError(f"run={run} is a folder of other things (no config.yaml). Choose another run=FOLDER.")
     if not config.resume:
         raise InputError(
             f"run={run} holds a run already. Set resume=true to continue it, or choose another run=FOLDER."
         )
-    before, now = flat(load_config(run / "config.yaml")), flat(config)
+    before, now = flat(load_saved(run / "config.yaml")), flat(config)
     differing = {key: f"{key}: {before[key]} -> {now[key]}" for key in now if before[key] != now[key]}
     refused = [differing[key] for key in IDENTITY if key in differing]
     if refused:
@@ -66,24 +68,20 @@ def compare_with_folder(config: Config, run: Path) -> list[str]:
     return list(differing.values())
 
 
-def refuse_lost_checkpoints(run: Path) -> None:
+def refuse_lost_checkpoints(folder: RunFolder) -> None:
     """A run that has saved does not begin again at step 0 because the disk with its checkpoints is not there. Asked
     before the folder is held, so that its status stays.
 
     Raises:
         InputError: when the run folder tells of a checkpoint, and there is none at all.
     """
-    if (told := run_folder.last_saved_step(run)) and not checkpoint.steps(run):
+    run = folder.path
+    if (told := folder.last_saved_step()) and not checkpoint.steps(run):
         raise InputError(
             f"run={run} was saved at step {told}, and there is no checkpoint in {run / 'checkpoints'}.\n"
             "Is that on a disk which is not mounted? Mount it, or put the checkpoints back. To start anew choose "
             "another run=FOLDER, or delete this one."
         )
-
-
-def is_empty(run: Path) -> bool:
-    """Whether a folder holds nothing but what a start leaves that was stopped at once."""
-    return all(path.name.removesuffix(".tmp") in ("lock", "status", "config.yaml") for path in run.iterdir())
 
 
 def total_steps(config: Config, samples: int) -> int:
@@ -93,11 +91,10 @@ def total_steps(config: Config, samples: int) -> int:
     )
 
 
-def _finished(config: Config, train: Index, changed: list[str]) -> RunState | None:
-    run = Path(config.run)
-    if run_folder.status(run)[0] != "finished":
+def _finished(config: Config, folder: RunFolder, train: Index, changed: list[str]) -> RunState | None:
+    if folder.status()[0] != "finished":
         return None
-    state = checkpoint.latest_state(run)
+    state = checkpoint.latest_state(folder.path)
     if state is None or state.fingerprint != train.fingerprint:  # the start itself says what is wrong
         return None
     # A run that stopped early is before its last step; another validation split is to be scored first.

@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 
 from captioning.data.collate import CaptionBatch
-from captioning.runs.run_folder import cut_after
 
 
 class Ledger:
@@ -24,9 +23,3 @@ class Ledger:
         """On disk before the checkpoint that counts these samples as consumed."""
         self._file.flush()
         os.fsync(self._file.fileno())
-
-
-def cut_ledgers(run: Path, step: int) -> None:
-    """Forget every rank's lines after ``step`` (done by rank 0 alone, before any rank writes)."""
-    for path in (run / "ledger").glob("rank-*.txt"):
-        cut_after(path, lambda line: int(line.split("\t", 1)[0]) <= step)

@@ -19,7 +19,6 @@ from torch.utils.tensorboard.summary import hparams
 from captioning.config import Config, flat, to_dict
 from captioning.data.collate import CaptionBatch
 from captioning.runs.progress import is_quiet, progress
-from captioning.runs.run_folder import cut_after
 from captioning.training.preparation import Experiment
 from shards.dataset import ShardDataset
 from shards.files import write_atomically
@@ -79,8 +78,6 @@ class Monitor:
             self.console.width = LOG_COLUMNS
         run = Path(config.run)
         self._scores = run / "scores.jsonl"
-        if self._scores.exists():
-            cut_after(self._scores, lambda line: json.loads(line)["step"] <= experiment.state.evaluated_step)
         # Events that a killed run wrote past its last checkpoint are hidden: the resumed run writes those steps again.
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=self.first_step + 1)
         self._write_settings(config)

@@ -1,12 +1,9 @@
 """What a run needs before its first step: data, vocabulary, and the checkpoint to continue from."""
 
-import sys
-from contextlib import suppress
+import logging
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from threading import Event
-from typing import TextIO
 
 import torch
 
@@ -23,16 +20,19 @@ from captioning.distributed.ranks import Ranks
 from captioning.distributed.stop_signals import StoppedError, StopSignals, stopped_by
 from captioning.model.captioner import Captioner
 from captioning.model.encoders import build_encoder
-from captioning.runs import checkpoint, run_folder
+from captioning.runs import checkpoint
 from captioning.runs.checkpoint import Checkpoint, RunState
 from captioning.runs.progress import Progress, bar
-from captioning.training.checks import compare_with_folder, is_empty, open_splits, refuse_lost_checkpoints, total_steps
+from captioning.runs.run_folder import RunFolder
+from captioning.training.checks import compare_with_folder, open_splits, refuse_lost_checkpoints, total_steps
 from shards.dataset import ShardDataset
 from shards.errors import InputError
 from shards.files import write_atomically
 from shards.hashing import key_of
 from shards.index import Index
 from shards.order import step_range, steps_per_epoch
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -91,23 +91,7 @@ class Experiment:
         return model
 
 
-_locks: list[TextIO] = []  # open for the life of the process
-
-
-def holds_folder() -> bool:
-    """Whether this process got as far as to hold its run folder, whose status is then its own to write."""
-    return bool(_locks)
-
-
-def take_folder(run: Path) -> None:
-    """Hold the folder of a run that was stopped before it was prepared, to say so there; not that of others."""
-    with suppress(InputError, OSError):
-        run.mkdir(parents=True, exist_ok=True)
-        if not _locks and (is_empty(run) or (run / "config.yaml").is_file()):
-            _locks.append(run_folder.lock(run, patience_s=0))
-
-
-def prepare_run(config: Config, ranks: Ranks, stop: StopSignals) -> Experiment:
+def prepare_run(config: Config, folder: RunFolder, ranks: Ranks, stop: StopSignals) -> Experiment:
     """Rank 0 prepares the run; what it found, or what it objects to, reaches every rank.
 
     Raises:
@@ -122,7 +106,7 @@ def prepare_run(config: Config, ranks: Ranks, stop: StopSignals) -> Experiment:
                 on_progress(done, total)
 
             try:
-                return prepare(config, ranks.world_size, watched)
+                return prepare(config, folder, ranks.world_size, watched)
             except OSError as error:
                 raise InputError(f"run={config.run} cannot be prepared: {error}") from error
 
@@ -132,8 +116,8 @@ def prepare_run(config: Config, ranks: Ranks, stop: StopSignals) -> Experiment:
     return found
 
 
-def prepare(config: Config, world_size: int, on_progress: Progress) -> Experiment:
-    """Check everything a run needs, then make or continue its folder. Runs on rank 0 alone.
+def prepare(config: Config, folder: RunFolder, world_size: int, on_progress: Progress) -> Experiment:
+    """Check everything a run needs, then make or continue its folder, which is held from then on. Runs on rank 0 alone.
 
     Raises:
         InputError: when data, weights or run folder do not fit the config; nothing has been written then.
@@ -145,21 +129,19 @@ def prepare(config: Config, world_size: int, on_progress: Progress) -> Experimen
         )
     _check_machine(config)
     train, val = open_splits(config, open_split)
-    run = Path(config.run)
-    changed = compare_with_folder(config, run)
-    refuse_lost_checkpoints(run)
+    run = folder.path
+    changed = compare_with_folder(config, folder)
+    refuse_lost_checkpoints(folder)
     if run.exists():
-        _locks.append(run_folder.lock(run, meanwhile=lambda: on_progress(0, len(train))))
-    found = _checkpoint_to_continue(run, train)
+        folder.hold(meanwhile=lambda: on_progress(0, len(train)))
+    found = _checkpoint_to_continue(folder, train)
     stored = None
     if found is None:
         encoder = build_encoder(config.encoder, config.data.image_size)
         encoder.load_pretrained(config.encoder.weights)  # fails here, before anything is written
     else:
         stored = vocab.from_json(found.text("vocabulary.json"), str(found.folder / "vocabulary.json"))
-    if not _locks:
-        run.mkdir(parents=True, exist_ok=True)
-        _locks.append(run_folder.lock(run))
+    folder.hold()
     write_atomically(run / "config.yaml", save_text(config).encode())  # first: it makes the folder a run's
     threshold, max_words = config.data.min_word_freq, config.data.max_words
     try:
@@ -176,7 +158,6 @@ def prepare(config: Config, world_size: int, on_progress: Progress) -> Experimen
     if val is not None:
         val_captions = EncodedCaptions(run / "encoded-val")
         encoded.encode(val, val_captions.folder, threshold, max_words, vocabulary, on_progress)
-    run_folder.set_status(run, "running")
     state = found.state if found else RunState(0, 0, world_size, train.fingerprint)
     return Experiment(train, val, vocabulary, captions, val_captions, found, state, changed, loader_workers(config))
 
@@ -197,21 +178,21 @@ def _check_machine(config: Config) -> None:
         )
 
 
-def _checkpoint_to_continue(run: Path, train: Index) -> Checkpoint | None:
+def _checkpoint_to_continue(folder: RunFolder, train: Index) -> Checkpoint | None:
     """The newest checkpoint that verifies, of this very data; None for a run without any."""
     passed_over: list[str] = []
+    run = folder.path
     found = checkpoint.newest(run, passed_over.append)
     for message in passed_over:
-        print(f"warning: {message}", file=sys.stderr)
+        logger.warning(message)
     if found is None and passed_over:
         raise InputError(
             f"No checkpoint in {run} verifies. To start anew choose another run=FOLDER, or delete this one."
         )
-    if found is not None and found.state.step < (told := run_folder.last_saved_step(run)):
-        print(
-            f"warning: {run} was saved at step {told}; the newest checkpoint that is there is of step "
-            f"{found.state.step}. The steps after it are computed again.",
-            file=sys.stderr,
+    if found is not None and found.state.step < (told := folder.last_saved_step()):
+        logger.warning(
+            f"{run} was saved at step {told}; the newest checkpoint that is there is of step {found.state.step}. "
+            "The steps after it are computed again."
         )
     if found is not None and found.state.fingerprint != train.fingerprint:
         raise InputError(

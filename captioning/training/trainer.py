@@ -4,12 +4,11 @@ The global step is the unit of everything: its samples are fixed by the order al
 tokens of all ranks, and between two steps the ranks agree whether to stop.
 """
 
+import logging
 import os
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -19,16 +18,18 @@ from captioning.data.collate import CaptionBatch
 from captioning.distributed.ranks import Ranks, init_distributed, is_peer_failure
 from captioning.distributed.stop_signals import StoppedError, StopSignals, stopped_by
 from captioning.distributed.watchdog import Watchdog
-from captioning.runs import run_folder
+from captioning.runs.run_folder import RunFolder
 from captioning.runs.saver import Saver
 from captioning.training.best import closing_summary, why_stop_early
-from captioning.training.ledger import Ledger, cut_ledgers
+from captioning.training.ledger import Ledger
 from captioning.training.monitor import Clock, Monitor, start_up_table
-from captioning.training.preparation import Experiment, holds_folder, prepare_run, take_folder
+from captioning.training.preparation import Experiment, prepare_run
 from captioning.training.train_step import StepResult, TrainStep
 from captioning.training.unreadable import report_unreadable
 from captioning.training.validation import Validation
 from shards.errors import InputError, listed
+
+logger = logging.getLogger(__name__)
 
 
 def train(config: Config, stop: StopSignals) -> str:
@@ -43,30 +44,43 @@ def train(config: Config, stop: StopSignals) -> str:
     if config.train.deterministic:
         enable_determinism()
     accelerator, ranks = init_distributed(config.precision, config.train.world_size, config.train.hang_seconds)
+    with RunFolder(config.run) as folder:
+        status, trainer = _fit_or_note(config, folder, accelerator, ranks, stop)
+        ranks.barrier()
+        if trainer is not None:
+            trainer.train_step.replica.release()
+        accelerator.end_training()
+    return status
+
+
+def _fit_or_note(
+    config: Config, folder: RunFolder, accelerator: Accelerator, ranks: Ranks, stop: StopSignals
+) -> tuple[str, "Trainer | None"]:
+    """How the run ended, noted in RUN/status whatever happens; but for a start that is refused, which changes nothing
+    there."""
     prepared, trainer = False, None
     try:
-        experiment = prepare_run(config, ranks, stop)
+        experiment = prepare_run(config, folder, ranks, stop)
         prepared = True
-        trainer = Trainer(config, experiment, accelerator, ranks, stop)
+        trainer = Trainer(config, folder, experiment, accelerator, ranks, stop)
         try:
+            if ranks.is_main:
+                folder.set_status("running")
             status, detail = trainer.fit(), trainer.progress()
         finally:
             trainer.close()
     except StoppedError as stopped:
         status, detail = "preempted", f"before the first step, stopped by {stopped}"
         if ranks.is_main:
-            take_folder(Path(config.run))
+            folder.hold_if_free()
     except BaseException as error:
-        if prepared or holds_folder():
-            _note_failure(Path(config.run), error, ranks)
+        is_refused = trainer is None and isinstance(error, InputError)
+        if (prepared or folder.is_held) and not is_refused:
+            _note_failure(folder, error, ranks)
         raise
-    if holds_folder():
-        run_folder.set_status(Path(config.run), status, detail)
-    ranks.barrier()
-    if trainer is not None:
-        trainer.train_step.replica.release()
-    accelerator.end_training()
-    return status
+    if folder.is_held:
+        folder.set_status(status, detail)
+    return status, trainer
 
 
 def enable_determinism() -> None:
@@ -76,34 +90,40 @@ def enable_determinism() -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def _note_failure(run: Path, error: BaseException, ranks: Ranks) -> None:
+def _note_failure(folder: RunFolder, error: BaseException, ranks: Ranks) -> None:
     """``failed`` in RUN/status, by the rank it happened to; the others see a peer go, which is no failure of theirs:
     the run then looks like one that was killed, to be started again."""
     detail = f"{type(error).__name__}: {error}"
     if isinstance(error, torch.OutOfMemoryError):
         advice = "lower train.micro_batch_size, the global batch stays; while validating, evaluate.batch_size"
         detail = f"rank {ranks.rank} ran out of the device's memory: {advice}. {error}"
-        print(f"error: {detail}", file=sys.stderr)
+        logger.error(detail)
     try:
         if isinstance(error, InputError) and not ranks.is_main:
             return  # it is raised on all of them
         if not is_peer_failure(error):
-            run_folder.set_status(run, "failed", detail)
-        elif ranks.is_main and run_folder.status(run)[0] == "running":
-            run_folder.set_status(run, "running", f"until another process was lost: {error}")
+            folder.set_status("failed", detail)
+        elif ranks.is_main and folder.status()[0] != "failed":
+            folder.set_status("running", f"until another process was lost: {error}")
     except OSError as unwritten:
-        print(f"warning: {run / 'status'} could not be written: {unwritten}", file=sys.stderr)
+        logger.warning(f"{folder.path / 'status'} could not be written: {unwritten}")
 
 
 class Trainer:
     """The state of a run in this process. Attributes hold what lives across steps; ``fit`` is the whole story."""
 
     def __init__(
-        self, config: Config, experiment: Experiment, accelerator: Accelerator, ranks: Ranks, stop: StopSignals
+        self,
+        config: Config,
+        folder: RunFolder,
+        experiment: Experiment,
+        accelerator: Accelerator,
+        ranks: Ranks,
+        stop: StopSignals,
     ):
         self.config, self.experiment, self.stop = config, experiment, stop
         self.accelerator, self.ranks = accelerator, ranks
-        self.run, self.why = Path(config.run), ""
+        self.run, self.why = folder.path, ""
         self.batches = experiment.train_batches(config, ranks, pin_memory=accelerator.device.type == "cuda")
         self.total_steps = experiment.total_steps(config)
         self.state = replace(experiment.state, world_size=ranks.world_size)
@@ -112,7 +132,7 @@ class Trainer:
         if experiment.checkpoint is not None:
             self.train_step.load(experiment.checkpoint)
         if ranks.is_main:
-            cut_ledgers(self.run, self.state.step)
+            folder.cut_logs(self.state.step, self.state.evaluated_step)
         ranks.barrier()
         self.ledger = Ledger(self.run, ranks.rank) if config.data.ledger else None
         self.monitor = Monitor(config, experiment, ranks.is_main)

@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from captioning.data.collate import CaptionBatch
+from captioning.runs.run_folder import RunFolder
 from captioning.training.preparation import Experiment, prepare
 from captioning.training.train_step import TrainStep
 from launch.bench.baselines.models import BaselineAttention, BaselineLstm, baseline_step
@@ -106,7 +107,7 @@ def _timed_steps(turn: Turn, count: int) -> Callable[[], int]:
 def _contenders(case: Case, index: Index, images: list[tuple[Path, str]], run: Path, workers: int) -> dict[str, Turn]:
     data = replace(case.config.data, train=str(index.path), min_word_freq=1)
     config = replace(case.config, run=str(run), data=data)
-    found = prepare(config, 1, lambda done, total: None)
+    found = prepare(config, RunFolder(config.run), 1, lambda done, total: None)
     train_step = stepper_of(case, len(found.vocabulary))
     found = replace(found, workers=workers)
     streamed = found.train_batches(config, train_step.ranks, torch.cuda.is_available()).steps(0, 1_000_000)

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import logging
 import os
 import signal
 import sys
@@ -10,9 +11,10 @@ from pathlib import Path
 from types import FrameType
 
 from captioning.runs.progress import QUIET
-from shards.errors import InputError
+from shards.errors import InputError, brief
 
 BAD_INPUT = 2
+MOST_LINES = 40  # of an error
 _DISK_REFUSES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 INTERRUPTED = 128 + signal.SIGINT
 PREEMPTED = 75  # sysexits.h EX_TEMPFAIL: stopped by a signal, saved; the same command continues
@@ -62,13 +64,34 @@ def output_folder(text: str) -> Path:
     return path
 
 
+class _StandardError(logging.Handler):
+    """To whatever is standard error now: a progress bar puts itself in its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"{record.levelname.lower()}: {record.getMessage()}", file=sys.stderr, flush=True)
+
+
+def _show_logs() -> None:
+    for name in ("captioning", "launch", "shards"):
+        if not (logger := logging.getLogger(name)).handlers:
+            logger.addHandler(_StandardError())
+
+
+def on_a_screen(message: str) -> str:
+    """A message cut to what a terminal shows at once: a wrong file may be megabytes, and what it says in an error."""
+    lines = [brief(line, 1000) if len(line) > 1000 else line for line in message.splitlines()]
+    return "\n".join(lines if len(lines) <= MOST_LINES else [*lines[:MOST_LINES], "..."])
+
+
 def run(main: Callable[[], int | None]) -> None:
     """Run a command's ``main`` and exit with its status: 0 done, 2 bad input, 130 interrupted.
 
-    A file that may not be read or written, or a full disk, is bad input too, wherever it is met.
+    A file that may not be read or written, or a full disk, is bad input too, wherever it is met. What the libraries log
+    goes to standard error, one line "warning: ..." each.
     """
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, _interrupt)
+    _show_logs()
     try:
         sys.exit(main() or 0)
     except InputError as error:
@@ -81,7 +104,7 @@ def run(main: Callable[[], int | None]) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one, while Python ends: no traceback of it either
         sys.exit(INTERRUPTED)
     if os.environ.get("RANK", "0") == "0":  # one message, not one a process
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {on_a_screen(message)}", file=sys.stderr)
     sys.exit(BAD_INPUT)
 
 

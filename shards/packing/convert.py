@@ -25,10 +25,10 @@ class Converter:
         self._others = set(active_children())
         self._pool = ProcessPoolExecutor(workers, context, _start_worker, (places, short_side, quality))
 
-    def __enter__(self):
+    def __enter__(self) -> "Converter":
         return self
 
-    def __exit__(self, error, *_):
+    def __exit__(self, error: object, *_: object) -> None:
         self._pool.shutdown(wait=error is None, cancel_futures=True)
         if error is not None:  # a pool interrupted while it starts may never tell its workers to end, and wait for them
             deadline = time.monotonic() + LEAVE_S

@@ -26,7 +26,7 @@ class Settings:
     shard_mb: int = 256
     shuffle_seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if (
             self.short_side < 0
             or not 1 <= self.quality <= 95
@@ -45,7 +45,7 @@ class Part:
     number: int = 1
     count: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 1 <= self.number <= self.count:
             raise InputError(f"--part {self.number}/{self.count}: the parts of n are 1/n, 2/n ... n/n.")
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -69,7 +70,7 @@ def _is_token_file(text: str) -> bool:
     return re.match(r"[^\t\n]+#\d+\t", text) is not None
 
 
-def _token_rows(text: str):
+def _token_rows(text: str) -> Iterator[tuple[str, str]]:
     """Flickr8k.token.txt: ``name.jpg#0<TAB>caption``."""
     for line in filter(str.strip, text.split("\n")):
         name, _, caption = line.partition("\t")
@@ -87,7 +88,7 @@ class _Layout:
     has_header: bool
 
 
-def _rows(text: str, path: Path):
+def _rows(text: str, path: Path) -> Iterator[tuple[str, str]]:
     layout = _layout(text, path)
     # Only comma tables quote; in the others a quotation mark is a quotation mark.
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if layout.delimiter in ",;" else csv.QUOTE_NONE

@@ -6,6 +6,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
 
 from shards.errors import InputError
 from shards.storage import http_ranges as ranges
@@ -60,7 +61,7 @@ def _fsspec(url: Url) -> Iterator[bytes]:
         raise ConnectionError(f"{url}: {type(error).__name__}: {error}") from error
 
 
-def _filesystem(url: Url):
+def _filesystem(url: Url) -> tuple[Any, str]:
     import fsspec  # which torch brings; its packages for s3:// and gs:// are the user's to install
 
     try:
