@@ -98,6 +98,7 @@ class DataConfig:
     )
     trust_urls: bool = setting(False, "let a NAME.json name shards outside its own folder, and on other hosts")
     cache_gb: float = setting(50.0, "most the cache may hold, shared by all processes of a machine", above=0)
+    allow_overlap: bool = setting(False, "validate on images that are trained on too: scores mean little then")
     max_unreadable_fraction: float = setting(
         0.001, "share of an epoch's samples that may be unreadable before the run stops", at_least=0
     )

@@ -9,58 +9,70 @@ from captioning.runs.progress import bar
 from launch.cli import pack_arguments
 from launch.cli.command import run
 from shards import index as shard_index
-from shards import sources
 from shards.errors import InputError
 from shards.index import Index
-from shards.packing.index_tars import index_tars
+from shards.packing.index_tars import Options, index_tars
 from shards.packing.merge import merge, splits_in
 from shards.packing.plan import Settings
-from shards.sources import Source, scenes
+from shards.sources import Source, divide
+from shards.sources.records import WHOLE
 
 
 def main() -> None:
     arguments = parser().parse_args()
     match arguments.source:
-        case "coco":
-            _pack({arguments.split: sources.coco(arguments.images, arguments.captions)}, arguments)
-        case "karpathy":
-            _pack(sources.karpathy(arguments.images, arguments.json), arguments)
-        case "csv":
-            _pack({arguments.split: sources.table(arguments.images, arguments.csv, arguments.list)}, arguments)
-        case "classes":
-            source = sources.classes(arguments.root, arguments.captions, arguments.template)
-            _pack({arguments.split: source}, arguments)
-        case "scenes":
-            _pack_scenes(arguments)
         case "merge":
             _merge(arguments)
-        case "index":
-            with bar(f"indexing {arguments.split}") as on_progress:
-                index = index_tars(arguments.tars, arguments.split, on_progress, arguments.any_sample)
-            _tell(index)
+        case "tars":
+            _index_tars(arguments)
         case "verify":
             index = shard_index.load(arguments.index)
             shard_index.verify(index)
             print(f"{arguments.index}: {len(index.shards)} shard(s), {len(index):,} samples, every byte as packed")
+        case _:
+            with tempfile.TemporaryDirectory() as scratch:
+                splits = arguments.kind.read(arguments, Path(scratch))
+                _pack(_named(splits, arguments.split, arguments.splits), arguments)
 
 
-def _pack_scenes(arguments: argparse.Namespace) -> None:
-    if arguments.count < 1:
-        raise InputError(f"--count {arguments.count}: at least one scene is wanted.")
-    with tempfile.TemporaryDirectory() as folder:
-        for split, count in (("train", arguments.count), ("val", max(1, arguments.count // 10))):
-            drawn = scenes.write(Path(folder), split, count, arguments.seed)
-            _pack({split: sources.coco(*drawn)}, arguments)
+def _named(splits: dict[str, Source], name: str | None, fractions: dict[str, float] | None) -> dict[str, Source]:
+    """The splits to pack: a dataset's own, all or the named one; or a whole dataset, named or divided."""
+    if set(splits) == {WHOLE}:
+        if fractions:
+            return divide(splits[WHOLE], fractions)
+        if not name:
+            raise InputError("--split NAME is wanted, or --splits train=0.8,val=0.1,test=0.1 to divide the images.")
+        return {name: splits[WHOLE]}
+    if fractions:
+        raise InputError(f"The dataset has splits of its own, {', '.join(splits)}: leave --splits out to pack them.")
+    if name and name not in splits:
+        raise InputError(f"--split {name}: the dataset's splits are {', '.join(splits)}. Name one, or leave it out.")
+    return {name: splits[name]} if name else splits
+
+
+def _index_tars(arguments: argparse.Namespace) -> None:
+    with bar(f"indexing {arguments.split}") as on_progress:
+        checkers = arguments.workers if arguments.check_images else 0
+        index = index_tars(
+            arguments.tars,
+            arguments.split,
+            on_progress,
+            Options(arguments.caption_field, checkers, arguments.any_sample),
+        )
+    _tell(index)
+    for remark, count in index.document["packing"].get("remarks", {}).items():
+        print(f"  {count:,} {remark}")
 
 
 def _pack(splits: dict[str, Source], arguments: argparse.Namespace) -> None:
     from shards.packing.packer import pack_part  # stock webdataset, which imports torch
 
     settings = Settings(arguments.short_side, arguments.quality, arguments.shard_mb, arguments.shuffle_seed)
+    strict, retry = arguments.strict, arguments.retry_skipped
     out, part = arguments.out, arguments.part
     for split, source in splits.items():
         with bar(f"packing {split}") as on_progress:
-            shards = pack_part(source, split, out, settings, part, arguments.workers, arguments.strict, on_progress)
+            shards = pack_part(source, split, out, settings, part, arguments.workers, strict, on_progress, retry)
         if part.count == 1:
             _tell(merge(split, out))
         else:

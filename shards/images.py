@@ -5,6 +5,8 @@ import io
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from shards.filetypes import ENOUGH, kind_of
+
 MAX_PIXELS = 178_956_970  # Pillow's own limit for an error: past it a small file may ask for gigabytes ("bomb")
 
 Image.init()
@@ -13,6 +15,8 @@ FORMATS = sorted(
     {"AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP"}
     & set(Image.OPEN)
 )
+# Endings of the files that these formats have, with their dot.
+SUFFIXES = frozenset(suffix for suffix, form in Image.registered_extensions().items() if form in FORMATS)
 
 
 class UnreadableImageError(Exception):
@@ -33,7 +37,8 @@ def open_rgb(data: bytes) -> Image.Image:
     except UnreadableImageError:
         raise
     except UnidentifiedImageError:  # its message names an address in memory
-        raise UnreadableImageError("not an image of a known format") from None
+        kind = kind_of(data[:ENOUGH])
+        raise UnreadableImageError(f"it is {kind}" if kind else "not an image of a known format") from None
     except Exception as error:  # Pillow's plugins raise whatever their parsers meet: OSError, SyntaxError, struct.error
         raise UnreadableImageError(f"{type(error).__name__}: {error}") from error
 
@@ -53,7 +58,11 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
-        image = Image.fromarray(_to_8_bits(np.asarray(image, dtype=np.float64)))
+        values = np.asarray(image, dtype=np.float64)
+        gray = _to_8_bits(values)
+        if isinstance(clear := image.info.get("transparency"), int):  # 16-bit PNG: one value is to be seen through
+            gray[values == clear] = 255
+        return Image.fromarray(gray).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -62,10 +71,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bits(values: np.ndarray) -> np.ndarray:
-    """One channel of more than 8 bits, or of floats: 0..65535, 0..255 or 0..1, as its largest value tells."""
-    largest = np.nanmax(values, initial=0)
-    scale = 1 / 257 if largest > 255 else 255 if 0 < largest <= 1 else 1
-    return np.nan_to_num(values * scale).clip(0, 255).astype(np.uint8)
+    """One channel of more than 8 bits, or of floats: 0..65535, 0..255 or 0..1, as its largest finite value tells. What
+    is no number is black, infinities are black and white."""
+    largest = np.max(values, initial=0, where=np.isfinite(values))
+    scale = 255 / largest if largest > 65535 else 1 / 257 if largest > 255 else 255 if 0 < largest <= 1 else 1
+    return np.nan_to_num(values * scale, posinf=255, neginf=0).clip(0, 255).astype(np.uint8)
 
 
 def resize_short_side(image: Image.Image, short_side: int) -> Image.Image:
@@ -83,9 +93,18 @@ def to_training_jpeg(data: bytes, short_side: int, quality: int) -> bytes:
     Raises:
         UnreadableImageError: when the bytes cannot be decoded, or make no JPEG (of more than 65,500 pixels a side).
     """
+    return training_image(data, short_side, quality)[0]
+
+
+def training_image(data: bytes, short_side: int, quality: int) -> tuple[bytes, Image.Image]:
+    """``to_training_jpeg``, and the image it was encoded from.
+
+    Raises:
+        UnreadableImageError: as ``to_training_jpeg``.
+    """
     image = open_rgb(data)
     if short_side == 0 and _is_upright_rgb_jpeg(data):
-        return data
+        return data, image
     if short_side:
         image = resize_short_side(image, short_side)
     out = io.BytesIO()
@@ -94,7 +113,7 @@ def to_training_jpeg(data: bytes, short_side: int, quality: int) -> bytes:
     except Exception as error:
         size = f"{image.width} x {image.height} pixels"
         raise UnreadableImageError(f"{size} cannot be stored as JPEG: {error}") from error
-    return out.getvalue()
+    return out.getvalue(), image
 
 
 def _is_upright_rgb_jpeg(data: bytes) -> bool:

@@ -364,13 +364,14 @@ def _damage_on_disk(shard: Shard, path: Path) -> str | None:
     read_extents(shard)
     texts = read_texts(shard)
     known = {text.key for text in texts}
-    samples = [sample for sample in tars.samples_of(path) if sample.key in known]
+    about = json.loads(captions_path(path).read_text(encoding="utf-8"))  # of tars of others: how they were read
+    samples = [sample for sample in tars.samples_of(path, about.get("prefix", "")) if sample.key in known]
     if tars.idx_text(samples) != path.with_suffix(".idx").read_text(encoding="utf-8", errors="replace"):
         return f"{path.with_suffix('.idx')}: does not match its tar"
     if tars.checksums(path, samples) != path.with_suffix(".crc32").read_bytes():
         return f"{path.with_suffix('.crc32')}: does not match its tar"
     with path.open("rb") as tar:
         for sample, text in zip(samples, texts, strict=True):
-            if tars.text_of(sample, tar) != text:
+            if tars.text_of(sample, tar, about.get("caption_field")) != text:
                 return f"{captions_path(path)}: sample {sample.key} is not what its tar says"
     return None

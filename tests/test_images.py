@@ -5,11 +5,13 @@ import io
 import re
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from launch.cli.images import images_at
 from shards.images import UnreadableImageError, open_rgb, resize_short_side, to_training_jpeg
 from tests.conftest import DATA
 
@@ -88,6 +90,47 @@ def test_more_than_8_bits_keep_their_brightness():
         assert np.abs(np.asarray(image)[..., 0] - ramp * 255).max() <= 1
     black = open_rgb(encoded(Image.fromarray(np.zeros((4, 4), dtype=np.uint16)), "TIFF"))
     assert np.asarray(black).max() == 0
+
+
+def test_16_bit_gray_with_transparency_lies_on_white():
+    values = np.full((4, 4), 30_000, dtype=np.uint16)
+    values[0] = 500
+    data = encoded(Image.fromarray(values), "PNG", transparency=500)
+    shown = np.asarray(open_rgb(data))
+    assert (shown[0] == 255).all() and (shown[1:] == 30_000 // 257).all()
+
+
+@pytest.mark.parametrize("largest", [1.0, 255.0, 65535.0])
+def test_infinities_and_what_is_no_number_do_not_change_the_rest(largest):
+    values = np.linspace(0, largest, 16, dtype=np.float32).reshape(4, 4)
+    values[0, :3] = np.inf, -np.inf, np.nan
+    shown = np.asarray(open_rgb(encoded(Image.fromarray(values), "TIFF")))[..., 0].astype(int)
+    assert shown[0, :3].tolist() == [255, 0, 0]
+    assert np.abs(shown.ravel()[3:] - np.linspace(0, 255, 16)[3:]).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (b"", "it is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
+        (b"\n<!DOCTYPE html>\n<html><body>404</body></html>", "HTML page"),
+        (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic", "HEIC image: convert"),
+        (b"\x00\x00\x00\x18ftypisom\x00\x00\x02\x00isomiso2", "a video"),
+        (b"PK\x03\x04" + bytes(60), "a zip"),
+    ],
+)
+def test_what_is_no_image_is_named(data, name):
+    with pytest.raises(UnreadableImageError, match=name):
+        open_rgb(data)
+
+
+def test_caption_takes_every_ending_that_packing_reads(tmp_path):
+    endings = ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "ppm", "jp2", "tga", "avif", "JFIF", "txt"]
+    for ending in endings:
+        (tmp_path / f"a.{ending}").write_bytes(b"")
+    found = {Path(name).suffix[1:] for name, _ in images_at(str(tmp_path))}
+    assert found >= {e for e in endings if e not in ("txt", "avif")} and "txt" not in found
 
 
 def test_a_small_file_of_many_pixels_is_refused_without_decoding_it():

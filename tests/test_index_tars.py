@@ -16,7 +16,7 @@ from captioning.data.dataset import EvaluationBatches
 from captioning.data.transforms import preprocessing_of
 from shards import index as shard_index
 from shards.errors import InputError
-from shards.packing.index_tars import index_tars
+from shards.packing.index_tars import Options, index_tars
 from shards.reader import Sample, read_sample
 from tests.conftest import module, run_command
 
@@ -181,3 +181,99 @@ def test_somebodys_json_is_not_overwritten(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"No \.tar"):
         index_tars([tmp_path / "empty"], "train")
+
+
+def with_captions(key: str, captions: dict, shade: int = 50) -> list[tuple[str, bytes]]:
+    return [(f"{key}.jpg", picture("JPEG", shade)), (f"{key}.json", json.dumps(captions).encode())]
+
+
+@pytest.mark.parametrize(
+    ("about", "captions"),
+    [
+        ({"caption": "A."}, ("A.",)),
+        ({"captions": ["A.", "B."]}, ("A.", "B.")),
+        ({"text": "A."}, ("A.",)),
+        ({"TEXT": "A.", "URL": "x"}, ("A.",)),
+        ({"sentences": [{"raw": "A.", "tokens": ["a"]}, {"raw": "B."}]}, ("A.", "B.")),
+        ({"raw": ["A.", "B."]}, ("A.", "B.")),
+        ({"alt": "A.", "caption": ""}, ("A.",)),
+        (["A.", "B."], ("A.", "B.")),
+    ],
+)
+def test_captions_stand_in_many_fields(tmp_path, about, captions):
+    write_tar(tmp_path / "a.tar", with_captions("a", about))
+    assert index_tars([tmp_path], "train").texts()[0].captions == captions
+
+
+def test_numbered_texts_are_several_captions(tmp_path):
+    texts = [(f"a.{n}.txt", f"Number {n}.".encode()) for n in (0, 1, 10, 2)]
+    write_tar(tmp_path / "a.tar", [("a.jpg", picture("JPEG", 9)), *texts])
+    index = index_tars([tmp_path], "train")
+    assert index.texts()[0].captions == ("Number 0.", "Number 1.", "Number 2.", "Number 10.")
+    shard_index.verify(index)
+
+
+def test_a_field_may_be_named_and_what_there_is_is_shown(tmp_path):
+    write_tar(tmp_path / "a.tar", with_captions("a", {"blip": "A cat.", "url": "http://127.0.0.1"}))
+    with pytest.raises(InputError, match=r"(?s)a, has \.jpg, \.json and its json:.*blip: 'A cat\.'.*--caption-field"):
+        index_tars([tmp_path], "train")
+    index = index_tars([tmp_path], "train", options=Options(caption_field="blip"))
+    assert index.texts()[0].captions == ("A cat.",)
+    shard_index.verify(index)
+
+
+def test_a_plain_ending_wins_and_that_is_said(tmp_path):
+    mask, photo = picture("PNG", 255), picture("JPEG", 50)
+    members = [("a.json", b'{"caption": "A."}'), ("a.mask.png", mask), ("a.jpg", photo)]
+    write_tar(tmp_path / "a.tar", members)
+    index = index_tars([tmp_path], "train")
+    assert read_sample(index, 0).image_bytes == photo
+    assert index.document["packing"]["remarks"] == {"samples of several images: .jpg was taken": 1}
+    shard_index.verify(index)
+
+
+def test_tars_one_after_another_are_read_whole(tmp_path):
+    one, two = write_tar(tmp_path / "1", A), write_tar(tmp_path / "2", B)
+    data = one.read_bytes() + two.read_bytes()
+    (tmp_path / "a.tar").write_bytes(data)
+    index = index_tars([tmp_path / "a.tar"], "train")
+    assert [read_sample(index, n).key for n in range(2)] == ["a", "b"]
+    assert list(index.document["packing"]["remarks"].values()) == [2]
+    shard_index.verify(index)
+    (tmp_path / "a.tar").write_bytes(one.read_bytes() + b"rubbish" * 200)
+    with pytest.raises(InputError, match=r"is no tar, or was cut short|is damaged"):
+        index_tars([tmp_path / "a.tar"], "train")
+
+
+def test_a_text_of_another_encoding_costs_its_sample_alone(tmp_path):
+    bad = [("b.jpg", picture("JPEG", 9)), ("b.txt", "caf\xe9".encode("latin1"))]
+    write_tar(tmp_path / "a.tar", [*A, *bad, ("c.jpg", b""), ("c.json", b"{cut")])
+    index = index_tars([tmp_path], "train")
+    assert [text.key for text in index.texts()] == ["a"]
+    assert index.document["left_out"] == {"samples whose text or json cannot be read": 2}
+    shard_index.verify(index)
+
+
+def test_keys_that_begin_anew_get_the_tars_name(tmp_path):
+    for part, number in (("x", 0), ("x", 1), ("y", 0)):
+        write_tar(
+            tmp_path / part / f"0000{number}.tar", img2dataset("000", f"{part}{number}.", 40 * number + len(part))
+        )
+    write_tar(tmp_path / "y" / "00000.tar", img2dataset("000", "y0.", 200))
+    index = index_tars([tmp_path / "x", tmp_path / "y"], "train")
+    keys = ["x/00000/000", "x/00001/000", "y/00000/000"]
+    assert [text.key for text in index.texts()] == [text.image_id for text in index.texts()] == keys
+    assert [read_sample(index, n).key for n in range(3)] == keys
+    assert [text.captions for text in index.texts()] == [("x0.",), ("x1.",), ("y0.",)]
+    shard_index.verify(index)
+
+
+def test_images_that_do_not_decode_are_found_when_asked_for(tmp_path):
+    broken = [("b.jpg", picture("JPEG", 9)[:300]), ("b.txt", b"Broken.")]
+    write_tar(tmp_path / "a.tar", [*A, *broken])
+    assert len(index_tars([tmp_path], "train")) == 2
+    index = index_tars([tmp_path], "train", options=Options(checkers=2))
+    assert [text.key for text in index.texts()] == ["a"]
+    (skipped,) = index.document["skipped"]
+    assert skipped["image"] == "a.tar: b" and skipped["reason"]
+    shard_index.verify(index)

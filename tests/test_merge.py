@@ -100,7 +100,9 @@ def test_a_mended_image_does_not_change_where_shards_are_cut(tmp_path, monkeypat
     first = pack(source, "train", tmp_path / "out", Settings(short_side=0, shard_mb=1))
     assert [shard.nsamples for shard in first.shards] in ([3, 3, 1], [3, 2, 2], [2, 3, 2])
     (images / "3.jpg").write_bytes(jpeg((2000, 2000), quality=95) + b"\0" * 3_000_000)  # would make shards of one image
-    assert len(pack(source, "train", tmp_path / "out", Settings(short_side=0, shard_mb=1))) == 8
+    settings = Settings(short_side=0, shard_mb=1)
+    assert len(pack(source, "train", tmp_path / "out", settings)) == 7, "a finished shard stays unless asked for"
+    assert len(pack(source, "train", tmp_path / "out", settings, retry_skipped=True)) == 8
 
 
 def test_a_killed_part_leaves_no_process_and_is_finished_by_the_same_command(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """COCO as people have it: folder or zip, captions with stray spaces, and files that are something else."""
 
+import argparse
 import json
 import re
 import zipfile
@@ -21,6 +22,35 @@ def test_images_without_captions_are_left_out_and_counted(tmp_path):
     source = sources.coco(*write_coco(tmp_path, {"a.jpg": ["A cat."], "b.jpg": []}, b""))
     assert [record.image for record in source.records] == ["a.jpg"]
     assert source.left_out == {"images without a caption": 1}
+
+
+def test_captions_of_images_that_are_not_listed_are_counted(tmp_path):
+    images, captions = write_coco(tmp_path, {"a.jpg": ["A cat."], "b.jpg": ["A dog.", "Two."]}, b"")
+    document = json.loads(captions.read_text())
+    document["images"].pop()
+    captions.write_text(json.dumps(document))
+    source = sources.coco(images, captions)
+    assert [record.image for record in source.records] == ["a.jpg"]
+    assert source.left_out == {"captions whose image is not listed": 2}
+
+
+def test_every_kind_of_dataset_keeps_the_protocol(tmp_path):
+    """A kind is a name, a line of help, its arguments, and a reader; the command knows no more of it."""
+    names = [name for kind in sources.KINDS for name in kind.names]
+    assert len(set(names)) == len(names) and {"coco", "karpathy", "table", "csv", "classes", "scenes"} <= set(names)
+    parser = argparse.ArgumentParser()
+    drawn = next(kind for kind in sources.KINDS if "scenes" in kind.names)
+    drawn.add_arguments(parser)
+    splits = drawn.read(parser.parse_args(["--count", "10"]), tmp_path)
+    assert {name: len(source.records) for name, source in splits.items()} == {"train": 10, "val": 1}
+
+
+def test_names_that_lead_out_of_the_folder_find_nothing(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "a.jpg").write_bytes(b"a")
+    for name in ("../a.jpg", str(tmp_path / "a.jpg"), "x/../../a.jpg"):
+        with pytest.raises(FileNotFoundError):
+            sources.ImageFiles(tmp_path / "images").read(name)
 
 
 def test_keys_hold_no_dot_and_no_space_and_stay_distinct():

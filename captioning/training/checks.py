@@ -1,6 +1,7 @@
 """What can be checked of a run before anything is started: its splits, its folder, whether it is finished already.
 Nothing here imports torch, whose import alone takes seconds."""
 
+import logging
 from collections.abc import Callable
 
 from captioning.config import IDENTITY, Config, flat, load_saved
@@ -11,6 +12,9 @@ from captioning.runs.run_folder import RunFolder
 from shards.errors import InputError, listed
 from shards.index import Index
 from shards.order import steps_per_epoch
+from shards.overlap import overlap
+
+logger = logging.getLogger(__name__)
 
 
 def check(config: Config) -> RunState | None:
@@ -31,13 +35,32 @@ def open_splits(config: Config, open_split: Callable[[str, Config], Index]) -> t
     """The training and the validation split.
 
     Raises:
-        InputError: when one cannot be opened, or both are the same.
+        InputError: when one cannot be opened.
     """
     train = open_split(config.data.train, config)
     val = open_split(config.data.val, config) if config.data.val else None
-    if val is not None and val.fingerprint == train.fingerprint:
-        raise InputError(f"data.val={config.data.val} holds the very samples of data.train: scores would mean nothing.")
     return train, val
+
+
+def check_overlap(train: Index, val: Index, config: Config) -> None:
+    """Warn of validation images that look like training images, and of splits that are packed differently.
+
+    Raises:
+        InputError: when the splits share images and ``data.allow_overlap`` does not allow it.
+    """
+    if val.fingerprint == train.fingerprint and not config.data.allow_overlap:
+        raise InputError(f"data.val={config.data.val} holds the very samples of data.train: scores would mean nothing.")
+    found = overlap(train, val)
+    audit = f"`captioning audit {train.path} {val.path} --html DIR` shows them"
+    if found.same and not config.data.allow_overlap:
+        raise InputError(
+            f"data.val={config.data.val} holds {found.same:,} images of data.train ({found}): its scores would be too "
+            f"good.\n{audit}. Divide the data otherwise (`pack table --splits`), or set data.allow_overlap=true."
+        )
+    if found.same or found.near_duplicates:
+        logger.warning(f"{found}; {audit}")
+    for difference in found.packing_differs:
+        logger.warning(f"data.val is packed otherwise than data.train: {difference}")
 
 
 def compare_with_folder(config: Config, folder: RunFolder) -> list[str]:

@@ -24,7 +24,13 @@ from captioning.runs import checkpoint
 from captioning.runs.checkpoint import Checkpoint, RunState
 from captioning.runs.progress import Progress, bar
 from captioning.runs.run_folder import RunFolder
-from captioning.training.checks import compare_with_folder, open_splits, refuse_lost_checkpoints, total_steps
+from captioning.training.checks import (
+    check_overlap,
+    compare_with_folder,
+    open_splits,
+    refuse_lost_checkpoints,
+    total_steps,
+)
 from shards.dataset import ShardDataset
 from shards.errors import InputError
 from shards.files import write_atomically
@@ -130,7 +136,10 @@ def prepare(config: Config, folder: RunFolder, world_size: int, on_progress: Pro
     _check_machine(config)
     train, val = open_splits(config, open_split)
     run = folder.path
+    is_new = not folder.is_run
     changed = compare_with_folder(config, folder)
+    if val is not None and (is_new or any(change.startswith("data.val:") for change in changed)):
+        check_overlap(train, val, config)
     refuse_lost_checkpoints(folder)
     if run.exists():
         folder.hold(meanwhile=lambda: on_progress(0, len(train)))

@@ -13,6 +13,7 @@ from launch.cli.completion import SHELLS, completion
 # imports what takes long, torch above all, only once its arguments are parsed.
 COMMANDS = {
     "pack": "pack a dataset of images and captions into tar shards; index, merge or verify shards",
+    "audit": "report what splits share: ids, bytes, near duplicates",
     "train": "train a captioner, or continue its run",
     "evaluate": "score a run's captions, a results file, or compare two",
     "caption": "caption image files with a trained run",

@@ -8,11 +8,10 @@ from pathlib import Path
 
 from shards import index as shard_index
 from shards.errors import InputError
+from shards.images import SUFFIXES
 from shards.reader import UnreadableSample, read_sample
 
 Named = tuple[str, str | bytes]  # a name for people, and the file or its bytes
-
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 
 
 def images_at(place: str) -> list[Named]:
@@ -31,9 +30,11 @@ def images_at(place: str) -> list[Named]:
         return [(file, file) for file in files]
     path = Path(place)
     if path.is_dir():
-        found = sorted(str(file) for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
+        found = sorted(str(file) for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
         if not found:
-            raise InputError(f"{path} holds no images ({', '.join(sorted(_SUFFIXES))}).")
+            raise InputError(
+                f"{path} holds no images (.jpg, .png, .webp or any other of {len(SUFFIXES)} endings that are read)."
+            )
         return [(file, file) for file in found]
     if not path.exists() and glob.has_magic(place):
         found = sorted(file for file in glob.glob(place, recursive=True) if Path(file).is_file())  # noqa: PTH207

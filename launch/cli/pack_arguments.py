@@ -2,64 +2,70 @@
 
 import argparse
 import os
+import re
 from pathlib import Path
 
 from launch.cli.command import command_parser
 from shards.packing.plan import Part
-from shards.sources.class_folders import TEMPLATE
+from shards.sources import KINDS
+from shards.sources.records import SPLIT_NAME
 
 PART = """pack the i-th of n parts, i from 1, on one machine of n: every n-th shard. Parts share --out or have a folder
 each; `merge` joins them. In a Slurm array 1-n: --part $SLURM_ARRAY_TASK_ID/n"""
+CORES = len(os.sched_getaffinity(0))
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """The command's parser; ``source`` holds the subcommand."""
+    """The command's parser. ``source`` holds the subcommand, ``kind`` the kind of dataset where it is one."""
     main = command_parser("pack", description)
-    kinds = main.add_subparsers(dest="source", required=True, metavar="KIND")
-    common, named, pictures = _common(), _split(), _images()
-    coco = kinds.add_parser("coco", parents=[pictures, named, common], help="COCO 2014/2017: captions_*.json")
-    coco.add_argument("--captions", type=Path, required=True, metavar="JSON", help="captions_train2017.json, ...")
-    karpathy = kinds.add_parser(
-        "karpathy", parents=[pictures, common], help="Karpathy's dataset_*.json, all its splits"
-    )
-    karpathy.add_argument("--json", type=Path, required=True, help="dataset_coco.json, dataset_flickr8k.json, ...")
-    table = kinds.add_parser("csv", parents=[pictures, named, common], help="any CSV, Flickr8k/30k, token files")
-    table.add_argument(
-        "--csv", type=Path, required=True, help="image,caption; image|...|comment; or name#0<TAB>caption"
-    )
-    table.add_argument("--list", type=Path, metavar="FILE", help="image names, one a line: only these")
-    classes = kinds.add_parser("classes", parents=[named, common], help="class folders: root/class/image.jpg")
-    classes.add_argument("--root", type=Path, required=True, metavar="DIR|ZIP", help="folder or zip of class folders")
-    texts = classes.add_mutually_exclusive_group()
-    texts.add_argument("--captions", type=Path, metavar="CSV", help="captions of class/image.jpg")
-    texts.add_argument("--template", default=TEMPLATE, metavar="TEXT", help=f'caption of every image ("{TEMPLATE}")')
-    drawn = kinds.add_parser("scenes", parents=[common], help="drawn scenes with exact captions; needs no download")
-    drawn.add_argument("--count", type=int, default=4000, help="training scenes; a tenth of it is drawn as val (4000)")
-    drawn.add_argument("--seed", type=int, default=0, help="another seed draws other scenes (0)")
-    merge = kinds.add_parser("merge", help="join the parts that --part packed into what one machine would have made")
+    commands = main.add_subparsers(dest="source", required=True, metavar="KIND")
+    common = _common()
+    for kind in KINDS:
+        name, *others = kind.names
+        command = commands.add_parser(name, aliases=others, parents=[common], help=kind.help)
+        kind.add_arguments(command)
+        command.set_defaults(source=name, kind=kind)
+    merge = commands.add_parser("merge", help="join the parts that --part packed into what one machine would have made")
     merge.add_argument("folders", nargs="*", type=Path, metavar="DIR", help="folders of parts, where not --out itself")
     merge.add_argument(
         "--out", type=Path, required=True, help="folder for the whole; shards elsewhere are copied there"
     )
     merge.add_argument("--split", metavar="NAME", help="only this split (all that are there)")
-    index = kinds.add_parser("index", parents=[named], help="index WebDataset tars made elsewhere (img2dataset, ...)")
-    index.add_argument("tars", nargs="+", type=Path, metavar="DIR-OR-TARS", help="a folder of tars, or tars")
-    index.add_argument("--any-sample", action="store_true", help="also samples without an image or a caption")
-    verify = kinds.add_parser("verify", help="compare every byte of a split with its index")
+    _add_tars(commands)
+    verify = commands.add_parser("verify", help="compare every byte of a split with its index")
     verify.add_argument("index", metavar="NAME.json", help="a path or a URL")
     return main
 
 
+def _add_tars(commands) -> None:
+    tars = commands.add_parser("tars", aliases=["index"], help="index WebDataset tars made elsewhere")
+    tars.set_defaults(source="tars")
+    add = tars.add_argument
+    add("tars", nargs="+", type=Path, metavar="DIR-OR-TARS", help="a folder of tars, or tars")
+    add("--split", required=True, metavar="NAME", help="what to call the split: train, val, ...")
+    add("--caption-field", metavar="NAME", help="the field of the json, or the file's ending, that holds the captions")
+    add("--any-sample", action="store_true", help="also samples without an image or a caption, for ShardDataset")
+    add("--check-images", action="store_true", help="decode every image; what does not decode is left out and listed")
+    add("--workers", type=int, default=CORES, help="threads for --check-images (all cores)")
+
+
 def _common() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--out", type=Path, required=True, help="folder for SPLIT-000000.tar ... and SPLIT.json")
-    common.add_argument("--short-side", type=int, default=256, help="pixels; larger images shrink, 0 keeps them (256)")
-    common.add_argument("--quality", type=int, default=90, help="JPEG quality, 1..95 (90)")
-    common.add_argument("--shard-mb", type=int, default=256, help="megabytes a shard, about (256)")
-    common.add_argument("--shuffle-seed", type=int, default=0, help="samples are shuffled; another seed, otherwise (0)")
-    common.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (all cores)")
-    common.add_argument("--part", type=_part, default=Part(), metavar="i/n", help=PART)
-    common.add_argument("--strict", action="store_true", help="stop at an unreadable image instead of skipping it")
+    add = common.add_argument
+    add("--out", type=Path, required=True, help="folder for SPLIT-000000.tar ... and SPLIT.json")
+    names = common.add_mutually_exclusive_group()
+    names.add_argument("--split", metavar="NAME", help="what to call the split; or which of the dataset's to pack")
+    names.add_argument(
+        "--splits", type=_fractions, metavar="train=0.8,val=0.1,test=0.1", help="divide by a hash of each image's bytes"
+    )
+    add("--short-side", type=int, default=256, help="pixels; larger images shrink, 0 keeps them (256)")
+    add("--quality", type=int, default=90, help="JPEG quality, 1..95 (90)")
+    add("--shard-mb", type=int, default=256, help="megabytes a shard, about (256)")
+    add("--shuffle-seed", type=int, default=0, help="samples are shuffled; another seed, otherwise (0)")
+    add("--workers", type=int, default=CORES, help="processes (all cores)")
+    add("--part", type=_part, default=Part(), metavar="i/n", help=PART)
+    add("--strict", action="store_true", help="stop at an unreadable image instead of skipping it")
+    add("--retry-skipped", action="store_true", help="make shards again that had to leave out images: they were mended")
     return common
 
 
@@ -70,13 +76,14 @@ def _part(text: str) -> Part:
     return Part(int(number), int(count))
 
 
-def _images() -> argparse.ArgumentParser:
-    images = argparse.ArgumentParser(add_help=False)
-    images.add_argument("--images", type=Path, nargs="+", required=True, metavar="DIR|ZIP", help="folder(s) or zip(s)")
-    return images
-
-
-def _split() -> argparse.ArgumentParser:
-    split = argparse.ArgumentParser(add_help=False)
-    split.add_argument("--split", required=True, metavar="NAME", help="what to call the split: train, val, ...")
-    return split
+def _fractions(text: str) -> dict[str, float]:
+    """ "train=0.8,val=0.2" -> fractions that add up to 1."""
+    found: dict[str, float] = {}
+    for item in text.split(","):
+        name, _, value = item.strip().partition("=")
+        if not re.fullmatch(SPLIT_NAME, name) or not re.fullmatch(r"\d*\.?\d+", value) or name in found:
+            raise argparse.ArgumentTypeError(f"{item!r}: train=0.8,val=0.1,test=0.1 or the like is wanted")
+        found[name] = float(value)
+    if abs(sum(found.values()) - 1) > 1e-6 or not all(found.values()):
+        raise argparse.ArgumentTypeError(f"{text!r}: parts above 0 that add up to 1 are wanted")
+    return found

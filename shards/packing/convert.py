@@ -7,13 +7,23 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import active_children, get_context, parent_process
 from threading import Thread
+from typing import NamedTuple
 
-from shards.images import UnreadableImageError, to_training_jpeg
+from shards.images import UnreadableImageError, training_image
+from shards.perceptual import bytes_hash, thumbnail
 from shards.sources.image_files import ImageFiles
 from shards.sources.records import Places
 
 LEAVE_S = 2.0  # seconds for workers to end what they are at, after an error; killed at once, they break the pool
 TOGETHER = 8  # images a task: a message each would cost more than it spreads
+
+
+class Converted(NamedTuple):
+    """An image as it is stored, the hash of the file it was made from, and what its perceptual hash is made from."""
+
+    jpeg: bytes
+    sha256: str
+    thumbnail: bytes
 
 
 class Converter:
@@ -36,8 +46,8 @@ class Converter:
                 worker.join(max(0.0, deadline - time.monotonic()))
                 worker.kill()
 
-    def __call__(self, names: Iterable[str]) -> Iterator[bytes | str]:
-        """JPEG bytes, or the reason why there are none, for each image."""
+    def __call__(self, names: Iterable[str]) -> Iterator[Converted | str]:
+        """The JPEG, or the reason why there is none, for each image."""
         return self._pool.map(_convert, names, chunksize=TOGETHER)
 
 
@@ -60,9 +70,12 @@ def _die_with_parent() -> None:
     os._exit(1)  # killed: nobody will ask for anything more
 
 
-def _convert(name: str) -> bytes | str:
+def _convert(name: str) -> Converted | str:
     try:
-        return to_training_jpeg(_images.read(name), _short_side, _quality)
+        data = _images.read(name)
+        sha256 = bytes_hash(data)  # first, while the processor's cache still holds the bytes
+        jpeg, image = training_image(data, _short_side, _quality)
+        return Converted(jpeg, sha256, thumbnail(image))
     except FileNotFoundError:
         return "file not found"
     except (OSError, ValueError, UnreadableImageError) as error:  # ValueError: a name no file can have

@@ -2,67 +2,92 @@
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from shards import index as shard_index
 from shards import tars
-from shards.document import check_split_name
 from shards.errors import InputError, listed
 from shards.files import sha256_of, write_atomically
+from shards.images import UnreadableImageError, open_rgb
 from shards.index import Index, Shard
+from shards.perceptual import ImageHashes, bytes_hash, perceptual_hash
 from shards.tars import SampleText, TarSample
 
 _ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")  # compressed ones, to say that they are
+_TOGETHER = 64  # images decoded at once, to check them
 
 
 @dataclass(frozen=True)
+class Options:
+    """How tars are read: the field or ending that holds the captions where it is not plain, how many threads decode
+    every image to see whether it does (0: none is decoded), and whether samples without an image or a caption are kept
+    (sounds, class folders, whatever ``ShardDataset`` is given a ``decode`` for)."""
+
+    caption_field: str | None = None
+    checkers: int = 0
+    any_sample: bool = False
+
+
+@dataclass
 class _Found:
-    """What one tar holds that can be trained on, and how many samples were left out for which reason."""
+    """What one tar holds that can be trained on, and what was left out for which reason."""
 
     shard: Shard
-    samples: list[TarSample]
-    texts: list[SampleText]
-    left_out: Counter[str]
+    prefix: str = ""
+    samples: list[TarSample] = field(default_factory=list)
+    texts: list[SampleText] = field(default_factory=list)
+    hashes: list[ImageHashes] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    skipped: list[dict[str, str]] = field(default_factory=list)  # image and reason
+    remarks: Counter[str] = field(default_factory=Counter)  # what was chosen on the way
+    captionless: str | None = None  # what the first sample without a caption holds
 
 
 def index_tars(
     places: Sequence[Path],
     split: str,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-    any_sample: bool = False,
+    options: Options | None = None,
 ) -> Index:
     """Index tars in WebDataset's form as split ``split``: a folder's tars, or the named ones, in the order of names.
 
-    Samples need an image and a caption (see ``tars.text_of``); others are left out and counted, unless ``any_sample``
-    keeps them: sounds, class folders, whatever ``ShardDataset`` is given a ``decode`` for. NAME.json is written
-    to the folder that holds them all.
+    Samples need an image and a caption (see ``tars.text_of``); others are left out and counted. Where keys begin anew
+    in each tar, the tar's name is put before them. NAME.json is written to the folder that holds them all.
 
     Raises:
-        InputError: for a compressed, damaged or interleaved tar, keys that occur twice, names that DALI's index cannot
-            hold, or when there is nothing to index; nothing has been written then.
+        InputError: for a compressed, damaged or interleaved tar, samples that occur twice, names that DALI's index
+            cannot hold, or when there is nothing to index; nothing has been written then.
     """
-    check_split_name(split)
+    options = options or Options()
     paths = _tars(places)
     folder = Path(os.path.commonpath([path.parent for path in paths]))
     index_path = folder / f"{split}.json"
     shard_index.refuse_another_file(index_path)
     found = []
     for number, path in enumerate(paths, start=1):
-        found.append(_examine(path, any_sample))
+        found.append(_examine(path, options))
         on_progress(number, len(paths))
-    _refuse_duplicates(found)
+    found = _distinct(found, folder)
     left_out = sum((entry.left_out for entry in found), Counter())
     kept = [entry for entry in found if entry.samples]
     if not kept:
-        reasons = "".join(f"\n  {count:,} {reason}" for reason, count in left_out.items())
-        raise InputError(f"No sample of {len(paths)} tar(s) has an image and a caption.{reasons}")
+        raise InputError(_nothing(found, left_out, options))
+    packing: dict[str, Any] = {"adopted": True}
+    if options.caption_field:
+        packing["caption_field"] = options.caption_field
+    if remarks := sum((entry.remarks for entry in found), Counter()):
+        packing["remarks"] = dict(remarks)
+    skipped = [skip for entry in found for skip in entry.skipped]
     try:
-        shards = [_write_beside(entry) for entry in kept]
-        document = shard_index.document_of(split, shards, folder, {"adopted": True}, dict(left_out), [])
+        shards = [_write_beside(entry, options) for entry in kept]
+        document = shard_index.document_of(split, shards, folder, packing, dict(left_out), skipped)
         write_atomically(index_path, json.dumps(document, indent=1, ensure_ascii=False).encode())
     except OSError as error:
         raise InputError(
@@ -72,9 +97,23 @@ def index_tars(
     return shard_index.load(index_path)
 
 
-def _write_beside(found: _Found) -> Shard:
+def _nothing(found: list[_Found], left_out: Counter[str], options: Options) -> str:
+    """Why there is nothing to index, and what the first sample without a caption holds."""
+    reasons = "".join(f"\n  {count:,} {reason}" for reason, count in left_out.items())
+    held = next((f"\n{entry.captionless}" for entry in found if entry.captionless), "")
+    sought = f" (--caption-field {options.caption_field})" if options.caption_field else ""
+    return f"No sample of {len(found)} tar(s) has an image and a caption{sought}.{reasons}{held}"
+
+
+def _write_beside(found: _Found, options: Options) -> Shard:
     tar, shard = found.shard.local, found.shard
-    about = {"filesize": shard.filesize, "sha256": shard.sha256, "samples": [asdict(text) for text in found.texts]}
+    samples = [
+        {**asdict(text), "image_sha256": hashes.sha256, "image_phash": hashes.perceptual}
+        for text, hashes in zip(found.texts, found.hashes, strict=True)
+    ]
+    about = {"filesize": shard.filesize, "sha256": shard.sha256, "samples": samples}
+    # What verifying needs to read the tar as it was read here.
+    about |= {"prefix": found.prefix, "caption_field": options.caption_field}
     return replace(shard, sidecars=shard_index.write_sidecars(tar, tar, found.samples, about))
 
 
@@ -92,34 +131,134 @@ def _tars(places: Sequence[Path]) -> list[Path]:
     return sorted(path.absolute() for path in paths)
 
 
-def _examine(path: Path, any_sample: bool) -> _Found:
-    samples, texts, left_out = [], [], Counter[str]()
-    with path.open("rb") as tar:
-        for sample in tars.samples_of(path):
+def _examine(path: Path, options: Options) -> _Found:
+    found = _Found(Shard(path, 0, path.stat().st_size, sha256_of(path)))
+    samples, archives = tars.read_tar(path)
+    if archives > 1:
+        found.remarks["tars written one after another into a file: the stock library reads the first alone"] += archives
+    with path.open("rb") as tar, closing(_Images(tar, options.checkers)) as images:
+        for sample in samples:
             if any(" " in name or "\n" in name for _ext, _offset, _size, name in sample.files):
                 raise InputError(f"{path}: {sample.key!r}: an .idx cannot hold names with spaces. Rename the files.")
-            text = tars.text_of(sample, tar)
-            if sample.image is None and not any_sample:
-                left_out["samples without an image"] += 1
-            elif not text.captions and not any_sample:
-                left_out["samples without a caption"] += 1
-            else:
-                samples.append(sample)
-                texts.append(text)
-    shard = Shard(path, len(samples), path.stat().st_size, sha256_of(path))
-    return _Found(shard, samples, texts, left_out)
+            if sample.image is None and not options.any_sample:
+                found.left_out["samples without an image"] += 1
+            elif text := _text(found, sample, tar, options):
+                if sample.image is not None and sample.images > 1:
+                    found.remarks[f"samples of several images: .{sample.image[0]} was taken"] += 1
+                found.samples.append(sample)
+                found.texts.append(text)
+        checked = images.of(found.samples)
+    good = [number for number, hashes in enumerate(checked) if isinstance(hashes, ImageHashes)]
+    found.skipped = [
+        {"image": f"{path.name}: {text.key}", "reason": hashes}
+        for text, hashes in zip(found.texts, checked, strict=True)
+        if isinstance(hashes, str)
+    ]
+    found.samples, found.texts = [found.samples[n] for n in good], [found.texts[n] for n in good]
+    found.hashes = [hashes for hashes in checked if isinstance(hashes, ImageHashes)]
+    found.shard = replace(found.shard, nsamples=len(good))
+    return found
 
 
-def _refuse_duplicates(found: list[_Found]) -> None:
-    """Keys and ids must be distinct: results are told apart by them."""
-    for what in ("key", "image_id"):
-        tars_of: dict[Any, str] = {}
-        twice = []
+def _text(found: _Found, sample: TarSample, tar: BinaryIO, options: Options) -> SampleText | None:
+    """What a sample says; None, counted, where that cannot be read or holds no caption."""
+    try:
+        text = tars.text_of(sample, tar, options.caption_field)
+    except InputError as error:
+        found.left_out["samples whose text or json cannot be read"] += 1
+        found.captionless = found.captionless or str(error)
+        return None
+    if text.captions or options.any_sample:
+        return text
+    found.left_out["samples without a caption"] += 1
+    found.captionless = found.captionless or _held(sample, tar)
+    return None
+
+
+def _held(sample: TarSample, tar: BinaryIO) -> str:
+    """What a sample without a caption holds, so that the user sees which field it is in."""
+    files = ", ".join(f".{ext}" for ext, *_ in sample.files)
+    about = [f"  {name}: {str(value)[:60]!r}" for name, value in tars.json_of(sample, tar).items()]
+    fields = f" and its json:\n{listed(about, 20)}\n" if about else ". "
+    return f"The first without one, {sample.key}, has {files}{fields}Name the field or the ending with --caption-field."
+
+
+class _Images:
+    """The images of samples, hashed; decoded by ``threads`` threads (0: not at all)."""
+
+    def __init__(self, tar: BinaryIO, threads: int):
+        self._tar, self._pool = tar, ThreadPoolExecutor(threads) if threads else None
+
+    def close(self) -> None:
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
+
+    def of(self, samples: list[TarSample]) -> list[ImageHashes | str]:
+        """Hashes of each sample's image, or why it cannot be decoded."""
+        found: list[ImageHashes | str] = []
+        for start in range(0, len(samples), _TOGETHER):
+            images = [self._read(sample) for sample in samples[start : start + _TOGETHER]]
+            found += self._pool.map(_checked, images) if self._pool else map(_hashed, images)
+        return found
+
+    def _read(self, sample: TarSample) -> bytes:
+        _ext, offset, size, _name = tars.main_file(sample.files)
+        self._tar.seek(offset)
+        return self._tar.read(size)
+
+
+def _hashed(data: bytes) -> ImageHashes:
+    return ImageHashes(bytes_hash(data), None)
+
+
+def _checked(data: bytes) -> ImageHashes | str:
+    try:
+        return ImageHashes(bytes_hash(data), perceptual_hash(open_rgb(data)))
+    except UnreadableImageError as error:
+        return str(error)
+
+
+def _distinct(found: list[_Found], folder: Path) -> list[_Found]:
+    """The tars with distinct keys and ids, which results are told apart by: where keys begin anew in each tar, its
+    name is put before them.
+
+    Raises:
+        InputError: when a sample occurs twice.
+    """
+    tar_of: dict[str, tuple[_Found, str]] = {}
+    anew, twice = False, []
+    for entry in found:
+        for text, hashes in zip(entry.texts, entry.hashes, strict=True):
+            other, sha256 = tar_of.setdefault(text.key, (entry, hashes.sha256))
+            if other is not entry:
+                anew = True
+                if sha256 == hashes.sha256:
+                    twice.append(f"{text.key} in {other.shard.path.name} and {entry.shard.path.name}")
+    if twice:
+        raise InputError(f"{len(twice)} samples are there twice, key and image:\n{listed(twice)}")
+    if anew:
         for entry in found:
-            for text in entry.texts:
-                name = getattr(text, what)
-                if name in tars_of:
-                    twice.append(f"{name} in {tars_of[name]} and {entry.shard.path.name}")
-                tars_of[name] = entry.shard.path.name
-        if twice:
-            raise InputError(f"{len(twice)} samples have a {what} that another one has:\n{listed(twice)}")
+            _put_before(entry, _prefix(entry.shard.local.relative_to(folder)))
+        found[0].remarks["tars whose keys begin anew: the tar's name was put before them"] += len(found)
+    ids = Counter(text.image_id for entry in found for text in entry.texts)
+    if same := [str(image_id) for image_id, count in ids.items() if count > 1]:
+        raise InputError(f"{len(same)} image_ids occur more than once:\n{listed(same)}")
+    return found
+
+
+def _prefix(path: Path) -> str:
+    """ "part1/00000.tar" -> "part1/00000/", without what a key cannot hold."""
+    return re.sub(r"[^A-Za-z0-9_/-]", "_", path.with_suffix("").as_posix()) + "/"
+
+
+def _put_before(entry: _Found, prefix: str) -> None:
+    def renamed(text: SampleText) -> SampleText:
+        image_id = prefix + text.key if text.image_id == text.key else text.image_id
+        return replace(text, key=prefix + text.key, image_id=image_id)
+
+    entry.prefix = prefix
+    entry.texts = [renamed(text) for text in entry.texts]
+    entry.samples = [
+        TarSample(prefix + s.key, tuple((ext, offset, size, prefix + name) for ext, offset, size, name in s.files))
+        for s in entry.samples
+    ]

@@ -6,7 +6,8 @@ that pack a part each, make the same shards.
 
 A shard is finished when its tar is there: what lies beside it, and then the tar, are each written to a temporary name
 and renamed, so a killed packing leaves whole shards and the same command makes the rest. A shard that had to leave out
-images is made again, as they may have been mended. The captions file says what its shard was made by.
+images is made again where that is asked for, as they may have been mended. The captions file says what its shard was
+made by, and holds hashes of the files its images were made from (see overlap.py).
 """
 
 import fcntl
@@ -30,6 +31,7 @@ from shards.index import Index
 from shards.packing.convert import Converter
 from shards.packing.merge import Packed, merge, packed, packed_in, refuse_nothing
 from shards.packing.plan import Part, Plan, Settings, plan, tar_names
+from shards.perceptual import perceptual_hashes
 from shards.sources import ImageFiles, Record, Source
 
 Progress = Callable[[int, int], None]
@@ -43,6 +45,7 @@ def pack(
     workers: int = 1,
     strict: bool = False,
     on_progress: Progress = lambda done, total: None,
+    retry_skipped: bool = False,
 ) -> Index:
     """Pack a source as split ``split`` into folder ``out``; an interrupted packing is continued.
 
@@ -50,12 +53,13 @@ def pack(
         workers: processes that decode and encode images.
         strict: make the first unreadable image an error instead of skipping and listing it.
         on_progress: called with (records done, records in all).
+        retry_skipped: make finished shards again that had to leave out images; ``strict`` does too.
 
     Raises:
         InputError: when ``out`` holds another packing of this split, no image can be read, or (strict) one cannot.
             Finished shards stay.
     """
-    pack_part(source, split, out, settings, Part(), workers, strict, on_progress)
+    pack_part(source, split, out, settings, Part(), workers, strict, on_progress, retry_skipped)
     return merge(split, out)
 
 
@@ -68,6 +72,7 @@ def pack_part(
     workers: int = 1,
     strict: bool = False,
     on_progress: Progress = lambda done, total: None,
+    retry_skipped: bool = False,
 ) -> list[Packed]:
     """Pack one part's shards, as ``pack`` does, and write no NAME.json: ``merge`` does when all parts are there.
 
@@ -88,7 +93,8 @@ def pack_part(
             planned = plan(source, split, settings, [found.made_by for found in present.values() if found], convert)
             _refuse_another_packing(out, present, planned)
             out.mkdir(parents=True, exist_ok=True)
-            shards = _pack_shards(out, planned, part, convert, strict, on_progress)
+            retry = strict or retry_skipped
+            shards = _pack_shards(out, planned, part, convert, strict, retry, on_progress)
             if part.count == 1:
                 _refuse_nothing(shards)
         except InputError:
@@ -111,6 +117,7 @@ def _pack_shards(
     part: Part,
     convert: Converter,
     strict: bool,
+    retry: bool,
     on_progress: Progress,
 ) -> list[Packed]:
     """The part's shards, each made unless it is finished."""
@@ -119,7 +126,7 @@ def _pack_shards(
     finished = []
     for name, records in mine:
         tar = out / name
-        if not _is_finished(tar, planned):
+        if not _is_finished(tar, planned, retry):
             _pack_shard(tar, planned, records, convert, strict, partial(_later, on_progress, done, total))
         shard = packed(tar)
         assert shard is not None
@@ -193,36 +200,40 @@ def _write_tar(
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """KEY.jpg and KEY.json for each readable record. Returns what the samples say, and the images left out."""
     samples: list[dict[str, Any]] = []
+    thumbnails: list[bytes] = []
     skipped: list[dict[str, str]] = []
     # No time stamp, so that the same input gives the same bytes.
     with closing(webdataset.TarWriter(file, encoder=False, mtime=0)) as writer:
-        jpegs = convert([record.image for record in records])
-        for number, (record, jpeg) in enumerate(zip(records, jpegs, strict=True), start=1):
-            if isinstance(jpeg, bytes):
+        converted = convert([record.image for record in records])
+        for number, (record, one) in enumerate(zip(records, converted, strict=True), start=1):
+            if not isinstance(one, str):
                 text = {"captions": record.captions, "image_id": record.image_id, "label": record.label}
                 stored = {name: value for name, value in text.items() if value is not None}
                 content = json.dumps(stored, ensure_ascii=False).encode()
-                writer.write({"__key__": record.key, "jpg": jpeg, "json": content})
-                samples.append({"key": record.key, **text})
+                writer.write({"__key__": record.key, "jpg": one.jpeg, "json": content})
+                samples.append({"key": record.key, **text, "image_sha256": one.sha256})
+                thumbnails.append(one.thumbnail)
             elif strict:
                 raise InputError(
-                    f"{record.image}: {jpeg}\nRepair or remove it, or leave out --strict to skip and list it."
+                    f"{record.image}: {one}\nRepair or remove it, or leave out --strict to skip and list it."
                 )
             else:
-                skipped.append({"image": record.image, "reason": jpeg})
+                skipped.append({"image": record.image, "reason": one})
             on_progress(number)
+    for sample, perceptual in zip(samples, perceptual_hashes(thumbnails), strict=True):
+        sample["image_phash"] = perceptual
     return samples, skipped
 
 
-def _is_finished(tar: Path, plan: Plan) -> bool:
-    """Whether a tar and all that belongs to it is there, whole, made by this plan, and lacks no image."""
+def _is_finished(tar: Path, plan: Plan, retry: bool) -> bool:
+    """Whether a tar and all that belongs to it is there, whole, made by this plan and, to ``retry``, lacks no image."""
     found = packed(tar)
     return (
         found is not None
         and all(tar.with_suffix(suffix).is_file() for suffix in storage.SIDECAR_SUFFIXES)
         and tar.stat().st_size == found.shard.filesize
         and found.made_by == plan.made_by
-        and not found.skipped
+        and not (retry and found.skipped)
     )
 
 

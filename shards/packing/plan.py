@@ -103,6 +103,6 @@ def plan(source: Source, split: str, settings: Settings, earlier: Iterable[dict[
 
 def _samples_per_shard(records: list[Record], settings: Settings, convert: Converter) -> int:
     spread = [records[i * len(records) // ESTIMATE_FROM] for i in range(min(ESTIMATE_FROM, len(records)))]
-    jpegs = convert([record.image for record in spread])
-    sizes = [len(jpeg) + TAR_OVERHEAD for jpeg in jpegs if isinstance(jpeg, bytes)]
+    converted = convert([record.image for record in spread])
+    sizes = [len(one.jpeg) + TAR_OVERHEAD for one in converted if not isinstance(one, str)]
     return max(1, int(settings.shard_mb * 1e6 / np.mean(sizes))) if sizes else len(records)

@@ -1,14 +1,35 @@
 """Class folders, ``root/class/*.jpg``, as image classification has them; captions from a table or a template."""
 
+import argparse
 from pathlib import Path, PurePosixPath
 
 from shards.errors import InputError, listed
 from shards.sources.image_files import ImageFiles
-from shards.sources.records import Record, Source, source_of
+from shards.sources.records import WHOLE, Record, Source, source_of
 from shards.sources.table import captions_by_image
 from shards.tars import is_image
 
 TEMPLATE = "a photo of a {class}"
+
+
+class Classes:
+    """``pack classes``."""
+
+    names = ("classes",)
+    help = "class folders: root/class/image.jpg"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--root", type=Path, required=True, metavar="DIR|ZIP", help="folder or zip of class folders"
+        )
+        texts = parser.add_mutually_exclusive_group()
+        texts.add_argument("--captions", type=Path, metavar="CSV", help="captions of class/image.jpg")
+        texts.add_argument(
+            "--template", default=TEMPLATE, metavar="TEXT", help=f'caption of every image ("{TEMPLATE}")'
+        )
+
+    def read(self, arguments: argparse.Namespace, scratch: Path) -> dict[str, Source]:
+        return {WHOLE: classes(arguments.root, arguments.captions, arguments.template)}
 
 
 def classes(root: Path, captions: Path | None = None, template: str = TEMPLATE) -> Source:

@@ -1,12 +1,47 @@
 """COCO's captions, and Karpathy's splits of COCO, Flickr8k and Flickr30k."""
 
+import argparse
+import io
 import json
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+from pycocotools.coco import COCO
+
 from shards.errors import InputError
-from shards.sources.records import Places, Record, Source, read_text, source_of
+from shards.sources.kind import add_images
+from shards.sources.records import WHOLE, Places, Record, Source, source_of
+from shards.sources.text import read_text
 from shards.tars import clean
+
+
+class Coco:
+    """``pack coco``."""
+
+    names = ("coco",)
+    help = "COCO 2014/2017: captions_*.json"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        add_images(parser)
+        parser.add_argument("--captions", type=Path, required=True, metavar="JSON", help="captions_train2017.json, ...")
+
+    def read(self, arguments: argparse.Namespace, scratch: Path) -> dict[str, Source]:
+        return {WHOLE: coco(arguments.images, arguments.captions)}
+
+
+class Karpathy:
+    """``pack karpathy``."""
+
+    names = ("karpathy",)
+    help = "Karpathy's dataset_*.json, all its splits"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        add_images(parser)
+        parser.add_argument("--json", type=Path, required=True, help="dataset_coco.json, dataset_flickr8k.json, ...")
+
+    def read(self, arguments: argparse.Namespace, scratch: Path) -> dict[str, Source]:
+        return karpathy(arguments.images, arguments.json)
 
 
 def coco(images: Places, captions: Path) -> Source:
@@ -17,20 +52,32 @@ def coco(images: Places, captions: Path) -> Source:
     """
     document = _load_json(captions)
     _require_coco_captions(document, captions)
-    by_image: dict[Any, list[str]] = {}
-    empty = 0
-    for annotation in document["annotations"]:
-        caption = clean(annotation["caption"])
-        empty += not caption
-        if caption:
-            by_image.setdefault(annotation["image_id"], []).append(caption)
-    records = [
-        Record(image["file_name"], tuple(by_image[image["id"]]), image["id"])
-        for image in document["images"]
-        if image["id"] in by_image
-    ]
-    left_out = {"captions without text": empty, "images without a caption": len(document["images"]) - len(records)}
+    annotations = _indexed(document)
+    records, empty = [], 0
+    for image in annotations.dataset["images"]:
+        texts = [clean(annotation["caption"]) for annotation in annotations.imgToAnns.get(image["id"], ())]
+        empty += texts.count("")
+        if any(texts):
+            records.append(Record(image["file_name"], tuple(filter(None, texts)), image["id"]))
+    left_out = {
+        "captions without text": empty,
+        "images without a caption": len(document["images"]) - len(records),
+        "captions whose image is not listed": sum(
+            len(of_image) for image, of_image in annotations.imgToAnns.items() if image not in annotations.imgs
+        ),
+    }
     return source_of(images, records, left_out, captions)
+
+
+def _indexed(document: dict[str, Any]) -> COCO:
+    """The annotations as pycocotools has them: imgs by id, imgToAnns by image."""
+    for number, annotation in enumerate(document["annotations"]):
+        annotation.setdefault("id", number)  # which a captions file of others may lack
+    annotations = COCO()
+    annotations.dataset = document
+    with redirect_stdout(io.StringIO()):  # it prints what it does
+        annotations.createIndex()
+    return annotations
 
 
 def karpathy(images: Places, path: Path) -> dict[str, Source]:
@@ -64,7 +111,9 @@ def _load_json(path: Path) -> Any:
     try:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not JSON ({error}). Was the download cut short?") from error
+        raise InputError(
+            f"{path} is not JSON ({error}). Was the download cut short? `pack table` reads CSV and JSON lines."
+        ) from error
 
 
 def _require_coco_captions(document: Any, path: Path) -> None:

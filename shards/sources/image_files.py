@@ -29,7 +29,9 @@ class ImageFiles:
         Raises:
             OSError: when it is missing or cannot be read.
         """
-        parts = PurePosixPath(name).parts
+        parts = PurePosixPath(name.lstrip("/")).parts
+        if ".." in parts:
+            raise FileNotFoundError(f"{name} leads out of its folder")
         for start in range(len(parts)):
             for place in self._places:
                 data = place.read(str(PurePosixPath(*parts[start:])), whole=start == 0)

@@ -10,6 +10,8 @@ from pathlib import Path
 from shards.errors import InputError, listed
 
 Places = Path | Sequence[Path]  # folders and zips that hold a dataset's images
+WHOLE = ""  # what a dataset that has no splits of its own calls its one split
+SPLIT_NAME = "[A-Za-z0-9_-]+"  # files are named after a split
 
 
 @dataclass(frozen=True)
@@ -64,20 +66,3 @@ def source_of(images: Places, records: Iterable[Record], left_out: dict[str, int
                 f"{path}: {len(twice)} image {what}(s) occur more than once:\n{listed(twice)}\n{hint}".rstrip()
             )
     return Source(images, found, {reason: count for reason, count in left_out.items() if count})
-
-
-def read_text(path: Path) -> str:
-    """A text file as UTF-8, with or without a byte order mark.
-
-    Raises:
-        InputError: when it is missing, a folder, or not UTF-8.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return file.read()
-    except FileNotFoundError as error:
-        raise InputError(f"There is no {path}.") from error
-    except IsADirectoryError as error:
-        raise InputError(f"{path} is a folder; a file is wanted.") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 ({error}). Convert it: iconv -f latin1 -t utf-8 {path}") from error
