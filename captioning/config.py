@@ -138,6 +138,9 @@ class EncoderConfig:
     weights: str | None = setting(
         None, "a torchvision weights name (IMAGENET1K_V2), a .pth or .safetensors file; null: random"
     )
+    last_stage: str | None = setting(
+        None, "the stage whose output is the grid, those above it are dropped; null: the top", identity=True
+    )
     trainable: str = setting(
         "none", "none, all, or a stage (layer3, stage3, block9): it and those above it are trained", identity=True
     )
@@ -372,9 +375,16 @@ def _unfitting_encoder(encoder: EncoderConfig) -> list[str]:
     """An unknown encoder, or one that has no such stage."""
     if encoder.name not in ENCODERS:
         return [f"encoder.name: {encoder.name!r} is not one of {', '.join(ENCODERS)}"]
-    choices = ("none", "all", *ENCODERS[encoder.name].stages)
+    stages = ENCODERS[encoder.name].stages
+    if encoder.last_stage is not None:
+        if encoder.last_stage not in stages:
+            return [f"encoder.last_stage: {encoder.last_stage!r} is not one of {encoder.name}'s: {', '.join(stages)}"]
+        stages = stages[: stages.index(encoder.last_stage) + 1]
+    choices = ("none", "all", *stages)
     if encoder.trainable not in choices:
-        return [f"encoder.trainable: {encoder.trainable!r} is not one of {encoder.name}'s: {', '.join(choices)}"]
+        up_to = "" if encoder.last_stage is None else f" up to encoder.last_stage={encoder.last_stage}"
+        listing = ", ".join(choices)
+        return [f"encoder.trainable: {encoder.trainable!r} is not one of {encoder.name}'s{up_to}: {listing}"]
     return []
 
 
