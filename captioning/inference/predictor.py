@@ -29,7 +29,7 @@ from captioning.runs import checkpoint
 from shards import storage
 from shards.errors import InputError
 from shards.images import UnreadableImageError, open_rgb, upright_rgb
-from shards.storage.urls import Url, place_of
+from shards.storage.urls import place_of
 
 # A path or URL, a file's bytes, an opened image, or an array of pixels: uint8, or float from 0 to 1, [H, W, 3] or
 # [3, H, W].
@@ -262,14 +262,20 @@ def opened(image: ImageLike) -> Image.Image:
             case np.ndarray() | Tensor():
                 return _from_array(image)
             case _:
-                place = place_of(image)
-                if isinstance(place, Url) and place.scheme == "pipe":
-                    raise InputError(f"{place}: an image is given as a path or a URL, not as a command.")
-                return open_rgb(storage.read_all(place))
+                return open_rgb(_bytes_of(image))
     except (OSError, ValueError, UnreadableImageError) as error:  # ValueError: no name of a file at all
         why = error.strerror if isinstance(error, OSError) and error.strerror else error
         name = image if isinstance(image, str | Path) else f"An image given as {type(image).__name__}"
         raise InputError(f"{name} cannot be read as an image: {why}") from error
+
+
+def _bytes_of(place: str | Path) -> bytes:
+    """A file's bytes; a text with :// is a URL. A command is refused: names of images come from anywhere."""
+    if isinstance(place, str) and place.startswith("pipe:"):
+        raise InputError(f"{place[:120]}: an image is given as a path or a URL, not as a command.")
+    if isinstance(place, str) and "://" in place:
+        return storage.read_all(place_of(place))
+    return Path(place).read_bytes()
 
 
 def _from_array(array: np.ndarray | Tensor) -> Image.Image:
