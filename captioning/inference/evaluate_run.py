@@ -11,6 +11,7 @@ from typing import Any
 from captioning.data.captions import EncodedCaptions, encode
 from captioning.data.splits import open_split
 from captioning.distributed.ranks import Ranks
+from captioning.evaluation import provenance
 from captioning.evaluation.caption_split import CaptionSplit
 from captioning.evaluation.results import ScoredCaptions
 from captioning.evaluation.scores import Evaluation
@@ -20,6 +21,7 @@ from captioning.inference.predictor import Predictor
 from captioning.model.losses import perplexity
 from shards.errors import InputError
 from shards.files import write_atomically
+from shards.index import Index
 
 _log = logging.getLogger(__name__)
 
@@ -91,5 +93,15 @@ def caption_run(
         "split": str(path), "step": predictor.step, "beam_size": config.evaluate.beam_size,
         "results": str(results), "unreadable": captions.unreadable,
         "teacher_forcing": {"loss": mean, "perplexity": perplexity(mean)},
+        "provenance": _provenance(run, index, predictor) if ranks.is_main else None,
     }  # fmt: skip
     return RunCaptions(captions.match_references(index), about)
+
+
+def _provenance(run: Path, index: Index, predictor: Predictor) -> dict[str, Any]:
+    config = predictor.config
+    try:
+        train = open_split(config.data.train, config)
+    except InputError:  # the training data may be elsewhere by now
+        train = None
+    return provenance.of_run(run, train, index, config.data.tokenizer)

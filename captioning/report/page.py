@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from captioning.config import Config, flat
+from captioning.evaluation import provenance
 from captioning.evaluation.scores import SHUFFLED
 from captioning.inference.cost_profile import Profile
 from captioning.metrics.intervals import LEVEL, RESAMPLES
@@ -94,8 +95,13 @@ def _scores(facts: Facts) -> str:
         f"{table(('metric', 'score', f'{LEVEL:.0%} interval'), rows, numbers=(1, 2))}"
         f'<p class="small soft">Intervals: percentile bootstrap over images, {RESAMPLES:,} resamples. Words by '
         f"{escape(found.captioned.tokenizer)}. "
-        f"“{SHUFFLED}” is what these captions get beside other images.</p>{notes}"
+        f"“{SHUFFLED}” is what these captions get beside other images.{_provenance(facts)}</p>{notes}"
     )
+
+
+def _provenance(facts: Facts) -> str:
+    about = provenance.kept(facts.run)
+    return "" if about is None else f" {escape(provenance.in_words(about))}"
 
 
 def _curves(facts: Facts, name: str) -> dict[str, list[tuple[int, float]]]:

@@ -12,7 +12,7 @@ from captioning.runs.run_folder import RunFolder
 from shards.errors import InputError, listed
 from shards.index import Index
 from shards.order import steps_per_epoch
-from shards.overlap import overlap
+from shards.overlap import Overlap, overlap
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +42,8 @@ def open_splits(config: Config, open_split: Callable[[str, Config], Index]) -> t
     return train, val
 
 
-def check_overlap(train: Index, val: Index, config: Config) -> None:
-    """Warn of validation images that look like training images, and of splits that are packed differently.
+def check_overlap(train: Index, val: Index, config: Config) -> Overlap:
+    """What the splits share; warns of validation images that look like training images, and of another packing.
 
     Raises:
         InputError: when the splits share images and ``data.allow_overlap`` does not allow it.
@@ -61,6 +61,7 @@ def check_overlap(train: Index, val: Index, config: Config) -> None:
         logger.warning(f"{found}; {audit}")
     for difference in found.packing_differs:
         logger.warning(f"data.val is packed otherwise than data.train: {difference}")
+    return found
 
 
 def compare_with_folder(config: Config, folder: RunFolder) -> list[str]:

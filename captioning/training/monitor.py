@@ -18,6 +18,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from captioning.config import Config, flat, to_dict
 from captioning.data.collate import CaptionBatch
+from captioning.evaluation import provenance
 from captioning.runs.progress import is_quiet, progress
 from captioning.training.preparation import Experiment
 from shards.dataset import ShardDataset
@@ -78,6 +79,7 @@ class Monitor:
             self.console.width = LOG_COLUMNS
         run = Path(config.run)
         self._scores = run / "scores.jsonl"
+        self._provenance = provenance.kept(run)
         # Events that a killed run wrote past its last checkpoint are hidden: the resumed run writes those steps again.
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=self.first_step + 1)
         self._write_settings(config)
@@ -141,7 +143,8 @@ class Monitor:
         if not self.is_main:
             return
         with self._scores.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "epoch": epoch, **scores, "teacher_forcing": forced}) + "\n")
+            line = {"step": step, "epoch": epoch, **scores, "teacher_forcing": forced, "provenance": self._provenance}
+            file.write(json.dumps(line) + "\n")
         self._log({f"val/{name}": value for name, value in scores.items()}, step)
         self._log({f"val/{name}": value for name, value in forced.items()}, step)
         self._show_captions(step, captions)

@@ -18,6 +18,7 @@ from captioning.data.transforms import preprocessing_of
 from captioning.data.vocabulary import Vocabulary
 from captioning.distributed.ranks import Ranks
 from captioning.distributed.stop_signals import StoppedError, StopSignals, stopped_by
+from captioning.evaluation import provenance
 from captioning.model.captioner import Captioner
 from captioning.model.encoders import build_encoder
 from captioning.runs import checkpoint
@@ -138,8 +139,9 @@ def prepare(config: Config, folder: RunFolder, world_size: int, on_progress: Pro
     run = folder.path
     is_new = not folder.is_run
     changed = compare_with_folder(config, folder)
+    shared = None
     if val is not None and (is_new or any(change.startswith("data.val:") for change in changed)):
-        check_overlap(train, val, config)
+        shared = check_overlap(train, val, config)
     refuse_lost_checkpoints(folder)
     if run.exists():
         folder.hold(meanwhile=lambda: on_progress(0, len(train)))
@@ -167,6 +169,9 @@ def prepare(config: Config, folder: RunFolder, world_size: int, on_progress: Pro
     if val is not None:
         val_captions = EncodedCaptions(run / "encoded-val")
         encoded.encode(val, val_captions.folder, threshold, max_words, vocabulary, on_progress)
+        if shared is not None or provenance.kept(run) is None:
+            tokenizer = config.data.tokenizer
+            provenance.keep(run, provenance.provenance(train.fingerprint, val, tokenizer, shared))
     state = found.state if found else RunState(0, 0, world_size, train.fingerprint)
     return Experiment(train, val, vocabulary, captions, val_captions, found, state, changed, loader_workers(config))
 
