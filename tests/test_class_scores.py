@@ -5,8 +5,8 @@ import pytest
 
 from captioning.evaluation.results import Reference, ScoredCaptions
 from captioning.evaluation.scores import evaluate
+from captioning.metrics import measure
 from captioning.metrics.class_scores import class_named, name_words, score_classes
-from captioning.metrics.coco import measure
 from captioning.metrics.ptb import words_for_scoring
 
 CLASSES = {name_words(name): k for k, name in enumerate(["Hot_dog", "dog", "polar bear", "bear"])}

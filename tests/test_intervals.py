@@ -5,8 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from captioning.metrics.coco import Metric, mean_of, measure
+from captioning.metrics import Metric, measure
 from captioning.metrics.intervals import differences, intervals
+from captioning.metrics.metric import mean_of
 from tests.test_metrics import corpus
 
 

@@ -10,7 +10,7 @@ from pycocoevalcap.cider import cider_scorer
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
-from captioning.metrics import coco as metrics
+from captioning import metrics
 from captioning.metrics.ptb import words_for_scoring
 from tests.conftest import coco_references
 

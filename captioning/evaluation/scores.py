@@ -6,10 +6,12 @@ from functools import cached_property
 from typing import Any
 
 from captioning.evaluation.results import ScoredCaptions
+from captioning.metrics import Metric, measure
+from captioning.metrics.cider import CIDER_ORDERS, cider
 from captioning.metrics.class_scores import ClassScores, score_classes
-from captioning.metrics.coco import CIDER_ORDERS, Metric, cider, mean_of, measure
 from captioning.metrics.intervals import LEVEL, RESAMPLES, SEED, Difference, Interval, differences, intervals
 from captioning.metrics.java import measure_in_java
+from captioning.metrics.metric import mean_of
 from captioning.metrics.ngrams import corpus
 
 SHUFFLED = "CIDEr-shuffled"

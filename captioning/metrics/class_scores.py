@@ -7,7 +7,7 @@ from functools import cached_property, partial
 import numpy as np
 import regex
 
-from captioning.metrics.coco import Metric
+from captioning.metrics.metric import Metric
 from captioning.metrics.ngrams import Floats, Integers, Tokens
 from captioning.metrics.ptb import words_for_scoring
 

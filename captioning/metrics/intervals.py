@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from captioning.metrics.coco import Metric
+from captioning.metrics.metric import Metric
 from captioning.metrics.ngrams import Floats
 
 LEVEL, RESAMPLES, SEED = 0.95, 2000, 0

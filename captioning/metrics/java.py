@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from captioning.metrics.coco import Metric, mean_of
+from captioning.metrics.metric import Metric, mean_of
 from captioning.metrics.ngrams import Floats, Tokens
 
 _ROOT = Path(__file__).resolve().parents[2]

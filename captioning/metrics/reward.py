@@ -14,7 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
-from captioning.metrics.coco import bleu_of_sums
+from captioning.metrics.bleu import bleu_of_sums
 from captioning.metrics.ngrams import Floats, Integers
 from captioning.metrics.ptb import words_for_scoring
 from captioning.metrics.references import END_WORD, ORDERS, References, child_keys, ranges
