@@ -203,6 +203,6 @@ def test_tensorboard_in_a_browser(board, tmp_path):
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
     drawn = ["--dump-dom", "--window-size=1500,3000", "--virtual-time-budget=20000", f"{board}/#timeseries"]
     page = run_command(["chromium", *flags, f"--user-data-dir={tmp_path / 'profile'}", *drawn], timeout=120).stdout
-    for text in ("captions_per_s", "data_wait_share", "speed", "rate", "HParams"):
+    for text in ("captions_per_s", "data_wait_fraction", "speed", "rate", "HParams"):
         assert text.lower() in page.lower()
     assert "No dashboards are active" not in page
