@@ -1,6 +1,7 @@
 """The commands as people type them: help that helps, and one short error with status 2 for bad input."""
 
 import json
+import logging
 import shutil
 
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 from captioning.distributed import ranks
 from captioning.runs.run_folder import RunFolder
 from launch.cli.command import BAD_INPUT, run
+from shards import index
 from shards.errors import InputError
 from shards.sources import scenes
 from tests.conftest import ROOT, module, run_command, settings, train_command, write_coco
@@ -166,6 +168,29 @@ def test_evaluating_and_captioning(scene_shards, tmp_path, empty_config):
     refused(module("launch.caption", run, tmp_path / "empty"), "holds no images")
     (run / "checkpoints" / "step-00000003" / "model.safetensors").unlink()
     refused(module("launch.caption", run, folder / "0.png"), "no checkpoint that verifies")
+
+
+def test_a_message_is_cut_to_a_screen(capsys):
+    def main():
+        raise InputError("x" * 1_000_000 + "\n" + "a line\n" * 1000)
+
+    with pytest.raises(SystemExit):
+        run(main)
+    said = capsys.readouterr().err
+    assert len(said) < 3000 and len(said.splitlines()) <= 41 and said.startswith("error: xxx")
+
+
+def test_a_tar_in_place_of_an_index_is_a_short_error(scene_shards):
+    with pytest.raises(InputError, match="not a shard index") as error:
+        index.load(scene_shards / "train-000000.tar")
+    assert len(str(error.value)) < 600
+
+
+def test_what_libraries_log_comes_as_a_line_of_its_kind(capsys):
+    with pytest.raises(SystemExit):
+        run(lambda: logging.getLogger("captioning.runs").warning("the disk is slow"))
+    logging.getLogger("shards").error("gone")
+    assert capsys.readouterr().err == "warning: the disk is slow\nerror: gone\n"
 
 
 @pytest.mark.parametrize(
