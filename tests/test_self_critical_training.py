@@ -72,7 +72,7 @@ def test_sigkill_and_the_same_command_end_bit_identical(scene_shards, first_stag
     shutil.copytree(first_stage, begun)
     changes = {
         **SELF_CRITICAL, "init_from": begun, "precision": "bf16", "train__total_steps": 5, "checkpoint__every_steps": 2,
-        "self_critical__baseline": baseline, "encoder__trainable": "all",
+        "self_critical__baseline": baseline, "encoder__trainable": "layer4",
     }  # fmt: skip
     whole, run = tmp_path / "whole", tmp_path / "run"
     in_processes(2, run_config, settings(scene_shards, whole, **changes), empty_config)
