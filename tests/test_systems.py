@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from captioning import config as configuration
-from captioning.config import Config
+from captioning.config import Config, flat
 from captioning.data import captions as encoded
 from captioning.data.captions import EncodedCaptions
 from captioning.data.dataset import train_dataset
@@ -18,25 +18,40 @@ from captioning.model.encoder import Encoder
 from captioning.model.search import options_of, search
 from captioning.runs import checkpoint
 from captioning.runs.checkpoint import Checkpoint, RunState
+from captioning.training.init_weights import OF_THE_MODEL
 from captioning.training.objectives import CrossEntropy, scope_alone
 from captioning.training.train_step import TrainStep
 from shards import index as shard_index
 from shards.dataset import ShardDataset
 from tests.conftest import ROOT, settings
 
-SYSTEMS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml") if path.stem != "demo")
+SECOND_STAGE = "_self_critical"
+ALL = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
+SYSTEMS = [name for name in ALL if name != "demo" and not name.endswith(SECOND_STAGE)]
 
 
 def load(name: str, *overrides: str) -> Config:
     return configuration.load_config(ROOT / "configs" / f"{name}.yaml", list(overrides))
 
 
-@pytest.mark.parametrize("name", [*SYSTEMS, "demo"])
+@pytest.mark.parametrize("name", ALL)
 def test_a_config_says_its_command(name):
     path = ROOT / "configs" / f"{name}.yaml"
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert any(f"launch/train.py configs/{name}.yaml" in line for line in header)
     assert load(name).run.startswith(f"runs/{name}")
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name.endswith(SECOND_STAGE)])
+def test_a_second_stage_goes_on_from_its_first(name):
+    """The same model, data and words; no dropout, since captions are drawn without it."""
+    first, second = load(name.removesuffix(SECOND_STAGE)), load(name)
+    assert second.init_from == first.run != second.run and second.train.objective == "self_critical"
+    here, there = flat(second), flat(first)
+    assert not [key for key in OF_THE_MODEL if here[key] != there[key]]
+    assert here["decoder.dropout"] == 0
+    assert all(here[key] == there[key] for key in ("data.train", "data.val", "data.image_size", "data.max_words"))
+    assert 5e-6 <= second.optim.decoder_lr <= 5e-5
 
 
 def train_batches(config: Config, shards: Path, folder: Path) -> tuple[ShardDataset, Vocabulary]:

@@ -9,7 +9,7 @@ from captioning.model.captioner import Captioner
 from shards.errors import InputError, listed
 
 # Settings that make a vocabulary or give weights their shape or their meaning.
-_OF_THE_MODEL = (
+OF_THE_MODEL = (
     "data.min_word_freq",
     "encoder.name",
     "encoder.projection_batch_norm",
@@ -34,7 +34,7 @@ def init_weights(config: Config) -> ModelBundle | None:
         raise InputError(f"init_from={config.init_from} is the run's own folder. Give the new run another run=FOLDER.")
     found = loaded(Path(config.init_from))
     theirs, ours = flat(found.config), flat(config)
-    differing = [f"{key}: {theirs[key]} there, {ours[key]} here" for key in _OF_THE_MODEL if theirs[key] != ours[key]]
+    differing = [f"{key}: {theirs[key]} there, {ours[key]} here" for key in OF_THE_MODEL if theirs[key] != ours[key]]
     if differing:
         raise InputError(
             f"init_from={config.init_from} was trained with another model or vocabulary than this config asks for:\n"
