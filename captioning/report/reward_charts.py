@@ -1,5 +1,7 @@
 """The curves of self-critical training: what says that it works, and the ways in which it goes wrong."""
 
+from collections.abc import Mapping
+
 from captioning.report.charts import Points, chart
 
 _GOING_WRONG = {
@@ -10,7 +12,7 @@ _GOING_WRONG = {
 }
 
 
-def reward_charts(curves: dict[str, Points]) -> list[str]:
+def reward_charts(curves: Mapping[str, Points]) -> list[str]:
     """Charts from a run's scalars by tag; none of a run without rewards."""
     if not curves.get("train/reward"):
         return []
