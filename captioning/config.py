@@ -200,6 +200,9 @@ class DecoderConfig:
 class TrainConfig:
     """Batches, length, and the processes that train."""
 
+    objective: Literal["cross_entropy", "self_critical"] = setting(
+        "cross_entropy", "what steps minimise", identity=True
+    )
     global_batch_size: int = setting(128, "images per optimizer step, over all processes", at_least=1, identity=True)
     micro_batch_size: int = setting(
         64, "most images a process encodes at once; accumulation follows from it", at_least=1
@@ -218,6 +221,24 @@ class TrainConfig:
     compile: bool = setting(False, "torch.compile the encoder's stages")
     deterministic: bool = setting(
         False, "on GPUs: kernels that add in one order, for a resumed run that is the same to the bit"
+    )
+
+
+@dataclass(frozen=True)
+class SelfCriticalConfig:
+    """The objective self_critical."""
+
+    samples: int = setting(5, "captions drawn of each image; with baseline=mean two or more", at_least=1, identity=True)
+    baseline: Literal["mean", "greedy"] = setting(
+        "mean", "reward of the image's other samples, or of its greedy caption", identity=True
+    )
+    cider_weight: float = setting(1.0, "of CIDEr, 0 to 10, in the reward", at_least=0, identity=True)
+    bleu4_weight: float = setting(0.0, "of BLEU-4, 0 to 1, in the reward", at_least=0, identity=True)
+    cross_entropy: float = setting(
+        0.0, "share of the loss that stays cross-entropy on people's captions", at_least=0, below=1, identity=True
+    )
+    end_is_a_word: bool = setting(
+        True, "<end> counts in the reward's n-grams; false: captions learn to break off in 'on a'", identity=True
     )
 
 
@@ -292,10 +313,14 @@ class Config:
     resume: bool = setting(
         True, "continue the run in the folder, if there is one; false refuses a folder that holds a run"
     )
+    init_from: str | None = setting(
+        None, "run or exported folder whose best weights and vocabulary a new run begins with", identity=True
+    )
     data: DataConfig = field(default_factory=DataConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    self_critical: SelfCriticalConfig = field(default_factory=SelfCriticalConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
@@ -362,12 +387,22 @@ def from_dict(values: Any, where: str) -> Config:
 def _impossible(config: Config) -> list[str]:
     """Settings that are right by themselves and cannot be together."""
     mistakes = _unfitting_encoder(config.encoder) + DECODERS[config.decoder.name](config)
+    mistakes += _unfitting_self_critical(config.self_critical)
     if config.evaluate.patience is not None and config.data.val is None:
         mistakes.append("evaluate.patience: needs data.val, a validation split to watch")
     if config.data.resize_size < config.data.image_size:
         mistakes.append("data.resize_size: must not be smaller than data.image_size, the crop taken from it")
     if (config.train.epochs is None) == (config.train.total_steps is None):
         mistakes.append("train.epochs, train.total_steps: give exactly one of the two")
+    return mistakes
+
+
+def _unfitting_self_critical(asked: SelfCriticalConfig) -> list[str]:
+    mistakes = []
+    if asked.baseline == "mean" and asked.samples == 1:
+        mistakes.append("self_critical.samples: baseline=mean compares an image's samples: 2 or more, or set greedy")
+    if not asked.cider_weight + asked.bleu4_weight > 0:
+        mistakes.append("self_critical.cider_weight, self_critical.bleu4_weight: one of the two must be positive")
     return mistakes
 
 

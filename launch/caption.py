@@ -14,6 +14,7 @@ from pathlib import Path
 from captioning.runs.progress import bar
 from launch.cli.command import at_least_one, command_parser, output_file, output_folder, run
 from launch.cli.images import images_at, random_images
+from launch.cli.sampling import add_sampling_arguments, sampling
 
 MOST_IN_PICTURE = 24
 # A file's name may be bytes of no encoding: they are escaped, in JSON so that the name read back opens the file.
@@ -35,6 +36,7 @@ def main() -> int:
     options = options_of(predictor.config.evaluate)
     if arguments.beam:
         options = replace(options, beam_size=arguments.beam)
+    options = sampling(options, arguments, arguments.sample)
     outlet = Outlet(arguments, predictor, MOST_IN_PICTURE)
     with ExitStack() as stack, bar("captioning") as on_progress:
         lines = (
@@ -62,10 +64,12 @@ def parser() -> argparse.ArgumentParser:
     add("--checkpoint", default="best", metavar="best|latest|step-N", help="which checkpoint (best)")
     add("--ensemble", type=Path, nargs="+", default=[], metavar="RUN", help="further runs that vote on each word")
     add("--beam", type=at_least_one, metavar="N", help="beam size; 1 is greedy (as in validation)")
+    add("--sample", type=at_least_one, default=1, metavar="N", help="with --temperature: draw N captions an image (1)")
+    add_sampling_arguments(parser)
     add("--batch", type=at_least_one, default=32, metavar="N", help="images captioned at once (32)")
     add("--device", metavar="cpu|cuda", help="where (on a GPU if there is one)")
     add("--random", type=at_least_one, metavar="N", help="IMAGE is a split's NAME.json: caption one image of each of N")
-    add("--seed", type=int, default=0, help="of --random (0)")
+    add("--seed", type=int, default=0, help="of --random and --temperature (0)")
     add("--json", type=output_file, metavar="FILE", help="JSON lines: image, caption, log_probability; or error")
     add("--all-beams", action="store_true", help="the other beams too, in --json")
     add("--html", type=output_folder, metavar="DIR", help="a page with thumbnails, and where the model looked")

@@ -94,6 +94,16 @@ def test_every_mode_runs(mode, scene_shards, tmp_path):
     assert found["rows"] and all(isinstance(row[1], float) and row[1] > 0 for row in found["rows"])
 
 
+@pytest.mark.sweep
+def test_the_rewards_benchmark_runs_on_drawn_scenes(tmp_path):
+    case = ["--case", "resnet18:none:lstm:no", "--batch-size", "2", "--image-size", "64", "--rounds", "1"]
+    done = run_command(module("launch.bench", "reward", *case, "--images", "20", "--json", tmp_path / "bench.json"))
+    assert done.returncode == 0, done.stderr
+    rates, step = json.loads((tmp_path / "bench.json").read_text())["tables"]
+    assert [row[0] for row in rates["rows"]] == ["ours, CIDEr", "ours, CIDEr and BLEU-4", "pycocoevalcap, CIDEr"]
+    assert step["rows"][0][1] > step["rows"][0][2] > 0, "rewards are part of the step"
+
+
 def test_a_mistyped_case_is_a_short_error():
     done = run_command(module("launch.bench", "step", "--case", "resnet18:layer9:lstm:no"))
     assert done.returncode == 2 and "layer9" in done.stderr and "Traceback" not in done.stderr

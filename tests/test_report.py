@@ -21,11 +21,22 @@ from captioning.report import page
 from captioning.report.charts import chart
 from captioning.report.class_tables import class_section
 from captioning.report.facts import Facts, curves_of, read_run, validations_of
+from captioning.report.reward_charts import reward_charts
 from shards import index as shard_index
 from shards.errors import InputError
 from shards.files import sha256_of
 from shards.reader import read_sample
 from tests.conftest import module, run_command, untrained_run
+
+
+def test_a_self_critical_run_has_its_own_curves():
+    points = [(step, 0.1 * step) for step in range(1, 9)]
+    tags = ("reward", "baseline", "advantage", "caption_length", "distinct_fraction", "bad_ending_fraction")
+    charts = reward_charts({f"train/{tag}": points for tag in tags})
+    assert len(charts) == 4 and all("<svg" in drawn for drawn in charts)
+    assert "distinct" in charts[3] and "bad ending" in charts[3] and "repetition" not in charts[3]
+    assert reward_charts({"train/loss": points}) == []
+
 
 VOID = {"meta", "link", "img", "br", "line"}
 

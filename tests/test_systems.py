@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from captioning import config as configuration
-from captioning.config import Config
+from captioning.config import Config, flat
 from captioning.data import captions as encoded
 from captioning.data.captions import EncodedCaptions
 from captioning.data.dataset import train_dataset
@@ -18,24 +18,40 @@ from captioning.model.encoders import build_encoder
 from captioning.model.search import options_of, search
 from captioning.runs import checkpoint
 from captioning.runs.checkpoint import Checkpoint, RunState
+from captioning.training.init_weights import OF_THE_MODEL
+from captioning.training.objectives import CrossEntropy, scope_alone
 from captioning.training.train_step import TrainStep
 from shards import index as shard_index
 from shards.dataset import ShardDataset
 from tests.conftest import ROOT, settings
 
-SYSTEMS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml") if path.stem != "demo")
+SECOND_STAGE = "_self_critical"
+ALL = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
+SYSTEMS = [name for name in ALL if name != "demo" and not name.endswith(SECOND_STAGE)]
 
 
 def load(name: str, *overrides: str) -> Config:
     return configuration.load_config(ROOT / "configs" / f"{name}.yaml", list(overrides))
 
 
-@pytest.mark.parametrize("name", [*SYSTEMS, "demo"])
+@pytest.mark.parametrize("name", ALL)
 def test_a_config_says_its_command(name):
     path = ROOT / "configs" / f"{name}.yaml"
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert any(f"launch/train.py configs/{name}.yaml" in line for line in header)
     assert load(name).run.startswith(f"runs/{name}")
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name.endswith(SECOND_STAGE)])
+def test_a_second_stage_goes_on_from_its_first(name):
+    """The same model, data and words; no dropout, since captions are drawn without it."""
+    first, second = load(name.removesuffix(SECOND_STAGE)), load(name)
+    assert second.init_from == first.run != second.run and second.train.objective == "self_critical"
+    here, there = flat(second), flat(first)
+    assert not [key for key in OF_THE_MODEL if here[key] != there[key]]
+    assert here["decoder.dropout"] == 0
+    assert all(here[key] == there[key] for key in ("data.train", "data.val", "data.image_size", "data.max_words"))
+    assert 5e-6 <= second.optim.decoder_lr <= 5e-5
 
 
 def train_batches(config: Config, shards: Path, folder: Path) -> tuple[ShardDataset, Vocabulary]:
@@ -49,7 +65,7 @@ def train_batches(config: Config, shards: Path, folder: Path) -> tuple[ShardData
 def stepper_of(config: Config, vocabulary: Vocabulary) -> TrainStep:
     torch.manual_seed(0)
     accelerator, ranks = init_distributed(config.precision)
-    return TrainStep(Captioner(config, len(vocabulary)), config, accelerator, ranks, total_steps=100)
+    return TrainStep(Captioner(config, len(vocabulary)), CrossEntropy(), config, accelerator, ranks, total_steps=100)
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -71,7 +87,7 @@ def test_a_system_learns_and_captions(name, scene_shards, tmp_path):
     )
     batches, vocabulary = train_batches(config, scene_shards, tmp_path)
     batch, train_step = batches.read(0), stepper_of(config, vocabulary)
-    losses = [float(train_step.step(step, [batch], float(batch.targets)).loss) for step in range(3)]
+    losses = [float(train_step.step(scope_alone(step, [batch]), [batch]).sums["loss"]) for step in range(3)]
     assert losses[-1] < losses[0]
     model = train_step.captioner.eval()
     found = search([model], batch.images, options_of(config.evaluate), config.data.max_words)
@@ -94,7 +110,7 @@ def test_any_cut_of_the_batch_updates_alike(kind, scene_shards, tmp_path, empty_
             None
         )  # the gradient is compared: Adam's first step shows little but its signs
         train_step.optimizer.zero_grad = lambda: None
-        loss = train_step.step(0, parts, float(sum(part.targets for part in parts))).loss
+        loss = train_step.step(scope_alone(0, parts), parts).sums["loss"]
         gradients = {name: p.grad for name, p in train_step.captioner.decoder.named_parameters()}
         updated.append((loss, gradients))
     (loss, gradients), (cut_loss, cut_gradients) = updated
@@ -113,7 +129,7 @@ def test_a_continued_run_is_the_uninterrupted_one(kind, scene_shards, tmp_path, 
     def train(train_step: TrainStep, first: int, last: int) -> None:
         for step in range(first, last):
             parts = [batches.read(step, number) for number in range(batches.micro_batches(step))]
-            train_step.step(step, parts, float(sum(part.targets for part in parts)))
+            train_step.step(scope_alone(step, parts), parts)
 
     whole, first, second = (stepper_of(config, vocabulary) for _ in range(3))
     train(whole, 0, 4)

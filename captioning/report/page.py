@@ -14,6 +14,7 @@ from captioning.report.charts import chart
 from captioning.report.class_tables import class_section
 from captioning.report.facts import Example, Facts
 from captioning.report.markup import data_url, escape, looks, page, smaller, table
+from captioning.report.reward_charts import reward_charts
 from shards.files import write_atomically
 
 _IN_SHEET = 6  # images in attention.png
@@ -115,6 +116,7 @@ def _charts(facts: Facts) -> str:
 
     lrs = {tag.removeprefix("train/lr/"): points for tag, points in facts.curves.items() if tag.startswith("train/lr/")}
     charts = [
+        *reward_charts(facts.curves),
         chart("Loss", _curves(facts, "loss"), "nats a word"),
         chart("Perplexity", _curves(facts, "perplexity"), may_be_log=True),
         chart("Top-5 accuracy", {"top 5": facts.curves.get("train/top5_accuracy", [])}, "training, teacher forcing"),

@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from threading import Event
 
 import torch
@@ -32,6 +33,9 @@ from captioning.training.checks import (
     refuse_lost_checkpoints,
     total_steps,
 )
+from captioning.training.init_weights import init_weights, put
+from captioning.training.objectives import OBJECTIVES
+from captioning.training.reference_counts import count_references
 from shards.dataset import ShardDataset
 from shards.errors import InputError
 from shards.files import write_atomically
@@ -51,6 +55,7 @@ class Experiment:
     vocabulary: Vocabulary
     captions: EncodedCaptions
     val_captions: EncodedCaptions | None
+    references: Path | None  # the training captions' n-grams, where the objective needs them
     checkpoint: Checkpoint | None
     state: RunState
     changed: list[str]  # settings that differ from the ones the run began with
@@ -81,7 +86,7 @@ class Experiment:
         )
 
     def build_model(self, config: Config, is_main: bool) -> Captioner:
-        """The model to start from; pretrained weights on rank 0 alone, since DDP hands its parameters to all.
+        """The model to start from; weights of others on rank 0 alone, since DDP hands its parameters to all.
 
         Raises:
             InputError: when the checkpoint to continue from holds another model.
@@ -93,6 +98,8 @@ class Experiment:
                 model.load_state_dict(self.checkpoint.model())
             except RuntimeError as error:
                 raise self.checkpoint.unfitting(error) from error
+        elif is_main and (other := init_weights(config)):
+            put(other, config, model)
         elif is_main:
             model.encoder.load_pretrained(config.encoder.weights)
         return model
@@ -147,9 +154,12 @@ def prepare(config: Config, folder: RunFolder, world_size: int, on_progress: Pro
         folder.hold(meanwhile=lambda: on_progress(0, len(train)))
     found = _checkpoint_to_continue(folder, train)
     stored = None
-    if found is None:
+    if found is None and (other := init_weights(config)):
+        stored = other.vocabulary
+        put(other, config, Captioner(config, len(stored)))  # fails here, before anything is written
+    elif found is None:
         encoder = build_encoder(config.encoder, config.data.image_size)
-        encoder.load_pretrained(config.encoder.weights)  # fails here, before anything is written
+        encoder.load_pretrained(config.encoder.weights)  # and so does this
     else:
         stored = vocab.from_json(found.text("vocabulary.json"), str(found.folder / "vocabulary.json"))
     folder.hold()
@@ -172,8 +182,14 @@ def prepare(config: Config, folder: RunFolder, world_size: int, on_progress: Pro
         if shared is not None or provenance.kept(run) is None:
             tokenizer = config.data.tokenizer
             provenance.keep(run, provenance.provenance(train.fingerprint, val, tokenizer, shared))
+    references = None
+    if OBJECTIVES[config.train.objective].needs_references:
+        with_end = config.self_critical.end_is_a_word
+        references = count_references(train, run / "encoded-references", with_end, on_progress)
     state = found.state if found else RunState(0, 0, world_size, train.fingerprint)
-    return Experiment(train, val, vocabulary, captions, val_captions, found, state, changed, loader_workers(config))
+    return Experiment(
+        train, val, vocabulary, captions, val_captions, references, found, state, changed, loader_workers(config)
+    )
 
 
 def _check_machine(config: Config) -> None:

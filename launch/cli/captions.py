@@ -37,7 +37,8 @@ class Outlet:
                 self.gallery.fail(why)
             return {"image": name, "error": why}
         self.captioned += 1
-        _say(f"{name}: {said}")
+        for one in (said, *said.others) if self.arguments.sample > 1 else (said,):
+            _say(f"{name}: {one}")
         if self.gallery:
             self.gallery.add(name, opened(source), said, self.preprocessing)
         if folder := self.arguments.annotate:
@@ -46,7 +47,7 @@ class Outlet:
         if self.arguments.picture and len(self.shown) < self.most_in_picture:
             self.shown.append((named, said.text))
         entry = {"image": name, "caption": said.text, "log_probability": round(said.log_probability, 4)}
-        if self.arguments.all_beams:
+        if self.arguments.all_beams or self.arguments.sample > 1:
             others = [{"caption": o.text, "log_probability": round(o.log_probability, 4)} for o in said.others]
             return {**entry, "others": others}
         return entry
