@@ -61,6 +61,7 @@ ENCODERS: dict[str, EncoderEntry] = {
 class EncoderConfig:
     name: str = "resnet50"  # one of ENCODERS: torchvision's name of it
     weights: str | None = None  # a torchvision weights name (IMAGENET1K_V2), a .pth or .safetensors file, or null
+    last_stage: str | None = None  # the stage whose output is the grid, those above it are dropped; null: the top
     trainable: str = "none"  # none, all, or a stage of the encoder (layer3, stage3, block9): it and those above it
     unfreeze_at_step: int = 0  # the whole backbone is frozen for this many steps, then trainable applies
     gradient_checkpointing: bool = False  # trained stages keep no activations and compute them twice: memory for time
@@ -164,6 +165,7 @@ IDENTITY = (
     "data.image_size",
     "data.flip",
     "encoder.name",
+    "encoder.last_stage",
     "encoder.trainable",
     "encoder.unfreeze_at_step",
     "encoder.freeze_batch_norm",
@@ -360,9 +362,16 @@ def _unfitting_encoder(encoder: EncoderConfig) -> list[str]:
     """An unknown encoder, or one that has no such stage."""
     if encoder.name not in ENCODERS:
         return [f"encoder.name: {encoder.name!r} is not one of {', '.join(ENCODERS)}"]
-    choices = ("none", "all", *ENCODERS[encoder.name].stages)
+    stages = ENCODERS[encoder.name].stages
+    if encoder.last_stage is not None:
+        if encoder.last_stage not in stages:
+            return [f"encoder.last_stage: {encoder.last_stage!r} is not one of {encoder.name}'s: {', '.join(stages)}"]
+        stages = stages[: stages.index(encoder.last_stage) + 1]
+    choices = ("none", "all", *stages)
     if encoder.trainable not in choices:
-        return [f"encoder.trainable: {encoder.trainable!r} is not one of {encoder.name}'s: {', '.join(choices)}"]
+        up_to = "" if encoder.last_stage is None else f" up to encoder.last_stage={encoder.last_stage}"
+        listing = ", ".join(choices)
+        return [f"encoder.trainable: {encoder.trainable!r} is not one of {encoder.name}'s{up_to}: {listing}"]
     return []
 
 

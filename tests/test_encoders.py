@@ -344,3 +344,38 @@ def test_compiled_stages_compute_the_same_and_stay_compiled():
             encoder.eval()(images(3))
             torch.testing.assert_close(encoder(images()), expected, rtol=1e-3, atol=1e-4)
     assert graphs
+
+
+@pytest.mark.parametrize(
+    ("name", "last_stage"),
+    [(name, ENCODERS[name].stages[-2]) for name in (*NAMES, *WITHOUT_BATCH_NORM)] + [("resnet18", "layer2")],
+)
+def test_a_lower_last_stage_gives_its_own_finer_grid(name, last_stage, tmp_path):
+    """The same as the whole encoder's stages up to there, from the same pretrained file; nothing above is kept."""
+    torch.save(
+        random_model(name, **({"image_size": SIZE} if name.startswith("vit") else {})).state_dict(), tmp_path / "w"
+    )
+    whole, cut = (build_encoder(EncoderConfig(name, last_stage=last), SIZE).eval() for last in (None, last_stage))
+    for encoder in (whole, cut):
+        encoder.load_pretrained(str(tmp_path / "w"))
+    seen = []
+    whole.stages[last_stage].register_forward_hook(lambda _, __, out: seen.append(out))
+    with torch.no_grad():
+        whole(images())
+        expected, grid, pooled = cut.feature_map(seen[0]), cut(images()), cut.pooled(images())
+    assert tuple(cut.stages) == ENCODERS[name].stages[: ENCODERS[name].stages.index(last_stage) + 1]
+    assert len(list(cut.parameters())) < len(list(whole.parameters()))
+    assert grid.shape[:2] == (2, cut.feature_size) and pooled.shape == (2, cut.feature_size)
+    assert grid.shape[2] > 2 or name.startswith("vit")
+    torch.testing.assert_close(grid, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+    with pytest.raises(InputError, match=r"encoder\.trainable"):
+        cut.train_from(ENCODERS[name].stages[-1])
+
+
+def test_a_last_stage_that_cannot_be_is_refused():
+    for section, message in (
+        ({"name": "resnet18", "last_stage": "stage2"}, "encoder.last_stage: 'stage2' is not one of resnet18's"),
+        ({"name": "resnet18", "last_stage": "layer2", "trainable": "layer3"}, "up to encoder.last_stage=layer2: none"),
+    ):
+        with pytest.raises(InputError, match=message):
+            from_dict({"run": "r", "data": {"train": "t"}, "train": {"epochs": 1}, "encoder": section}, "test")

@@ -81,9 +81,12 @@ def measure(predictor: Predictor, batch_size: int = 16) -> Profile:
 
 @torch.inference_mode()
 def backbone_cost(name: str, config: Config, device: torch.device) -> BackboneCost:
-    """One backbone on one image of the config's size."""
+    """One backbone on one image of the config's size, whole unless it is the config's own."""
     side = config.data.image_size
-    encoder = cast(nn.Module, build_encoder(replace(config.encoder, name=name, trainable="none"), side))
+    last = config.encoder.last_stage if name == config.encoder.name else None
+    encoder = cast(
+        nn.Module, build_encoder(replace(config.encoder, name=name, last_stage=last, trainable="none"), side)
+    )
     encoder = encoder.eval().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     image = torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8, device=device)
     with FlopCounterMode(display=False) as counter:

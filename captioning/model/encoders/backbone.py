@@ -12,6 +12,7 @@ import torch
 import torchvision
 from accelerate import init_empty_weights
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from captioning.config import ENCODERS, EncoderConfig
@@ -36,8 +37,13 @@ class TorchvisionEncoder(nn.Module, ABC):
     def __init__(self, config: EncoderConfig, image_size: int):
         super().__init__()
         self.name, self.image_size = config.name, image_size
+        names = ENCODERS[config.name].stages
         stages, self.feature_size = self.cut(self.build())
-        self.stages = nn.ModuleDict(dict(zip(ENCODERS[config.name].stages, stages, strict=True)))
+        self.stages = nn.ModuleDict(dict(zip(names, stages, strict=True)))
+        if config.last_stage is not None and config.last_stage != names[-1]:
+            for name in names[names.index(config.last_stage) + 1 :]:
+                del self.stages[name]
+            self.feature_size = self._channels()
         self.freeze_batch_norm, self.gradient_checkpointing = config.freeze_batch_norm, config.gradient_checkpointing
         folding = [name for name, stage in self.stages.items() if config.fold_batch_norm and has_batch_norm(stage)]
         self._folded = {name: Folded() for name in folding}
@@ -126,15 +132,27 @@ class TorchvisionEncoder(nn.Module, ABC):
         """torchvision's state dict -> that of our stages. torchvision's own model takes it: it knows older names."""
         with init_empty_weights():  # parameters alone: some models compute with tensors while they are built
             model = self.build()
-        stages = nn.ModuleList(self.cut(model)[0])
-        used = {id(tensor) for tensor in stages.state_dict(keep_vars=True).values()}
+        used = {id(tensor) for tensor in self._stages_of(model).state_dict(keep_vars=True).values()}
         classifier = {key for key, tensor in model.state_dict(keep_vars=True).items() if id(tensor) not in used}
         backbone = {key: value for key, value in state.items() if key not in classifier}
         fit = model.load_state_dict(self.fit_to_image_size(backbone), strict=False, assign=True)
         missing = [f"{key} is missing" for key in fit.missing_keys if key not in classifier]
         if wrong := missing + [f"{key} is unknown" for key in fit.unexpected_keys]:
             raise ValueError(listed(wrong, limit=3))
-        return nn.ModuleDict(dict(zip(self.stages, self.cut(model)[0], strict=True))).state_dict()
+        return self._stages_of(model).state_dict()
+
+    def _stages_of(self, model: nn.Module) -> nn.ModuleDict:
+        """torchvision's model cut into our stages, without those above the last."""
+        return nn.ModuleDict(dict(zip(self.stages, self.cut(model)[0], strict=False)))
+
+    @torch.no_grad()
+    def _channels(self) -> int:
+        """D of the feature map, found without computing it: tensors on the meta device have shapes alone."""
+        x = torch.empty(1, 3, self.image_size, self.image_size, device="meta")
+        for stage in self.stages.values():
+            tensors = {name: tensor.to("meta") for name, tensor in stage.state_dict().items()}
+            x = functional_call(stage.eval(), tensors, x)
+        return self.feature_map(x).shape[1]
 
     def _last_stage(self, images: Tensor) -> Tensor:
         x = ((images.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)

@@ -11,6 +11,7 @@ class ConvNeXt(TorchvisionEncoder):
     """Stages ``stage1`` .. ``stage4`` at strides of 4, 8, 16 and 32 pixels, each with the down-sampling before it.
 
     torchvision normalises the mean of the map, so ``pooled`` does too; on the grid each place is normalised by itself.
+    A lower last stage has no such norm.
     """
 
     no_weight_decay = ("layer_scale",)
@@ -26,11 +27,9 @@ class ConvNeXt(TorchvisionEncoder):
     def pool(self, x: Tensor) -> Tensor:
         return self._norm(x.mean(dim=(2, 3), keepdim=True)).flatten(1)
 
-    @property
-    def _norm(self) -> nn.Module:
-        top = self.stages["stage4"]
-        assert isinstance(top, _Top)
-        return top.norm
+    def _norm(self, x: Tensor) -> Tensor:
+        *_, top = self.stages.values()
+        return top.norm(x) if isinstance(top, _Top) else x
 
 
 class _Top(nn.Module):
