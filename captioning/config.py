@@ -21,9 +21,15 @@ class DataConfig:
     vocabulary_size: int | None = None  # most words of the vocabulary, the most frequent; null: as many as there are
     tokenizer: str = "words"  # words, whitespace, characters or bpe; see captioning/data/tokenizer.py
     max_words: int = 20  # longest caption in tokens, <end> not counted: cut in training, the limit in search
-    resize_size: int = 256  # shorter side in pixels before the crop
-    image_size: int = 224  # side of the square crop in pixels: random in training, central elsewhere
+    # crop: a square of the image, random in training, central elsewhere; squash: the whole image stretched to a square;
+    # pad: the whole image in its own shape, on the mean colour, which no decoder looks at
+    crop_mode: Literal["crop", "squash", "pad"] = "crop"
+    resize_size: int = 256  # for crop: shorter side in pixels before the crop
+    image_size: int = 224  # side of the square that the model sees, in pixels
     flip: bool = True  # mirror half of the training images; not for captions that say left and right
+    random_resized_crop: float | None = None  # train on random regions of at least this share of the area; null: do not
+    color_jitter: float = 0.0  # brightness, contrast and saturation change by up to this share in training
+    rand_augment: bool = False  # two random operations of RandAugment on each training image
     num_workers: int | None = None  # loader processes a rank; null: the machine's cores shared out, at most 8
     ledger: bool = False  # write a line a sample to RUN/ledger, to audit exactly-once delivery
     cache_dir: str | None = None  # where whole shards of remote splits are kept; null: the machine's temporary folder
@@ -68,18 +74,21 @@ class EncoderConfig:
     freeze_batch_norm: bool = False  # the backbone's BatchNorm uses its stored statistics, also in trained stages
     fold_batch_norm: bool = True  # where its statistics are fixed and no gradient is wanted: part of the convolutions
     projection_batch_norm: bool = True  # for lstm: normalise the projected feature over the micro-batch
-    grid_size: int | None = None  # for attention, transformer: pool the feature map to this side; null: as it comes
+    grid_size: int | None = None  # for decoders that look: pool the feature map to this side; null: as it comes
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    # lstm sees the image once, as one vector; attention (an LSTM too) and transformer look at its grid at every word
-    name: Literal["lstm", "attention", "transformer"] = "lstm"
+    # lstm sees the image once, as one vector; attention (an LSTM), updown (two) and transformer look at its grid at
+    # every word
+    name: Literal["lstm", "attention", "transformer", "updown"] = "lstm"
     embedding_size: int = 256
     hidden_size: int = 512
     num_layers: int = 1
+    encoder_layers: int = 0  # of the transformer: layers in which the grid's places look at each other first
     num_heads: int = 8  # of the transformer
     dropout: float = 0.0  # on the word embeddings, between layers, and before the word classifier
+    dropout_at: Literal["all", "layers"] = "all"  # of lstm: layers, between layers alone
     doubly_stochastic_weight: float = 1.0  # for attention: weight of looking at every place once; less for a small grid
 
 
@@ -164,6 +173,10 @@ IDENTITY = (
     "data.resize_size",
     "data.image_size",
     "data.flip",
+    "data.crop_mode",
+    "data.random_resized_crop",
+    "data.color_jitter",
+    "data.rand_augment",
     "encoder.name",
     "encoder.last_stage",
     "encoder.trainable",
@@ -175,8 +188,10 @@ IDENTITY = (
     "decoder.embedding_size",
     "decoder.hidden_size",
     "decoder.num_layers",
+    "decoder.encoder_layers",
     "decoder.num_heads",
     "decoder.dropout",
+    "decoder.dropout_at",
     "decoder.doubly_stochastic_weight",
     "evaluate.best_metric",
     "train.global_batch_size",
@@ -333,10 +348,10 @@ def _impossible(config: Config) -> list[str]:
         "optim.warmup_steps",
     ]
     at_least_zero += ["decoder.doubly_stochastic_weight", "evaluate.min_words", "evaluate.no_repeat_ngram"]
-    at_least_zero += ["encoder.unfreeze_at_step"]
+    at_least_zero += ["encoder.unfreeze_at_step", "decoder.encoder_layers"]
     positive = ["optim.encoder_lr", "optim.decoder_lr", "optim.layerwise_lr_decay", "optim.max_grad_norm"]
     positive += ["data.cache_gb"]
-    below_one = ["decoder.dropout", "optim.label_smoothing", "train.ema_decay"]
+    below_one = ["data.color_jitter", "decoder.dropout", "optim.label_smoothing", "train.ema_decay"]
     values = flat(config)
     mistakes = [f"{k}: {values[k]} must be at least 1" for k in at_least_one if values[k] is not None and values[k] < 1]
     mistakes += [f"{k}: {values[k]} must not be negative" for k in at_least_zero if (values[k] or 0) < 0]
@@ -351,8 +366,10 @@ def _impossible(config: Config) -> list[str]:
         mistakes.append(
             "checkpoint.keep: at least 2, so that a damaged newest checkpoint costs one interval, not the run"
         )
-    if config.data.resize_size < config.data.image_size:
+    if config.data.crop_mode == "crop" and config.data.resize_size < config.data.image_size:
         mistakes.append("data.resize_size: must not be smaller than data.image_size, the crop taken from it")
+    if config.data.random_resized_crop is not None and not 0 < config.data.random_resized_crop <= 1:
+        mistakes.append("data.random_resized_crop: a share of the area is wanted, more than 0 and at most 1")
     if (config.train.epochs is None) == (config.train.total_steps is None):
         mistakes.append("train.epochs, train.total_steps: give exactly one of the two")
     return mistakes
@@ -379,9 +396,13 @@ def _unfitting_decoder(config: Config) -> list[str]:
     """Settings the decoder of this kind cannot have."""
     decoder, mistakes = config.decoder, []
     if decoder.name == "lstm" and config.encoder.grid_size is not None:
-        mistakes.append("encoder.grid_size: decoder.name=lstm sees no grid; this is for attention and transformer")
-    if decoder.name == "attention" and decoder.num_layers != 1:
-        mistakes.append("decoder.num_layers: decoder.name=attention has one layer")
+        mistakes.append("encoder.grid_size: decoder.name=lstm sees no grid; this is for those that look")
+    if decoder.name in ("attention", "updown") and decoder.num_layers != 1:
+        mistakes.append(f"decoder.num_layers: decoder.name={decoder.name} has its own layers; leave it at 1")
+    if decoder.name != "transformer" and decoder.encoder_layers:
+        mistakes.append("decoder.encoder_layers: only decoder.name=transformer has them")
+    if decoder.dropout_at != "all" and (decoder.name != "lstm" or decoder.num_layers == 1):
+        mistakes.append("decoder.dropout_at: layers is for decoder.name=lstm with decoder.num_layers of 2 or more")
     if decoder.name == "transformer":
         if decoder.embedding_size != decoder.hidden_size:
             mistakes.append("decoder.embedding_size: must equal decoder.hidden_size, the transformer's width")

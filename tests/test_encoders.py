@@ -255,7 +255,7 @@ def test_resnet_sees_a_grid_of_14_at_448_pixels():
         "test",
     )
     with torch.no_grad():
-        assert Captioner(config, 9).eval().encode(images(1, 448)).shape == (1, 14 * 14, 512)
+        assert Captioner(config, 9).eval().encode(images(1, 448)).grid.shape == (1, 14 * 14, 512)
 
 
 @pytest.mark.parametrize(

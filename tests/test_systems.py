@@ -79,10 +79,10 @@ def test_a_system_learns_and_captions(name, scene_shards, tmp_path):
     assert all(vocabulary.decode(hypothesis.ids) for of_image in found for hypothesis in of_image)
 
 
-@pytest.mark.parametrize("kind", ["attention", "transformer"])
+@pytest.mark.parametrize("kind", ["attention", "transformer", "updown"])
 def test_any_cut_of_the_batch_updates_alike(kind, scene_shards, tmp_path, empty_config):
     """What test_training shows of the LSTM with real processes: one micro-batch or three, loss and penalty add up."""
-    sizes = {"attention": {}, "transformer": {"decoder__num_heads": 4}}[kind]
+    sizes = {"transformer": {"decoder__num_heads": 4, "decoder__encoder_layers": 1}}.get(kind, {})
     updated = []
     for micro in (8, 3):
         changes = {"decoder__name": kind, "train__micro_batch_size": micro, "train__total_steps": 9, **sizes}
@@ -103,7 +103,7 @@ def test_any_cut_of_the_batch_updates_alike(kind, scene_shards, tmp_path, empty_
         torch.testing.assert_close(gradient, cut_gradients[name], rtol=1e-3, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("kind", ["attention", "transformer"])
+@pytest.mark.parametrize("kind", ["attention", "transformer", "updown"])
 def test_a_continued_run_is_the_uninterrupted_one(kind, scene_shards, tmp_path, empty_config):
     """Bit for bit, with dropout, from what a checkpoint holds."""
     changes = {"decoder__name": kind, "decoder__dropout": 0.3, "decoder__num_heads": 4, "train__total_steps": 9}

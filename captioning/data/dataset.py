@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from captioning.config import Config
 from captioning.data.captions import EncodedCaptions
 from captioning.data.collate import CaptionCollate, ImageBatch, PixelBuffer
-from captioning.data.transforms import Preprocessing
+from captioning.data.transforms import Preprocessing, View
 from shards import index as shard_index
 from shards import storage
 from shards.dataset import EpochSample, ShardDataset
@@ -54,8 +53,8 @@ class CaptionDecoder:
     preprocessing: Preprocessing
     captions_per_image: int
 
-    def __call__(self, sample: EpochSample) -> tuple[Tensor, list[np.ndarray]]:
-        """Image uint8 [3, S, S]; word ids of at most ``captions_per_image`` captions.
+    def __call__(self, sample: EpochSample) -> tuple[View, list[np.ndarray]]:
+        """The image as the model sees it; word ids of at most ``captions_per_image`` captions.
 
         Raises:
             UnreadableImageError: when the sample's bytes are no image.
@@ -99,4 +98,4 @@ class EvaluationBatches(Dataset):
                 samples.append(number)
             except UnreadableImageError as error:
                 unreadable.append(unreadable_of(read, str(error)))
-        return ImageBatch(pixels.images, tuple(samples), tuple(unreadable))
+        return ImageBatch(pixels.images, tuple(samples), tuple(unreadable), pixels.valid)

@@ -74,7 +74,7 @@ def caption_run(
         work = CaptionSplit(predictor.model, predictor.vocabulary, index, config, ranks, predictor.device)
         for batch in work:
             if batch is not None:
-                loss.add(batch.images, batch.samples)
+                loss.add(batch)
             on_progress(work.done, work.stop - work.start)
         captions = work.gather()
         mean = loss.mean(ranks)
