@@ -3,6 +3,7 @@
 import math
 import warnings
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -124,7 +125,7 @@ class Preprocessing:
             return View(pixels.permute(2, 0, 1))
         height, width = pixels.shape[:2]
         left, top = (self.image_size - width) // 2, (self.image_size - height) // 2
-        square = torch.tensor(_MEAN_COLOUR, dtype=torch.uint8).repeat(self.image_size, self.image_size, 1)
+        square = _blank(self.image_size).clone()
         square[top : top + height, left : left + width] = pixels
         return View(square.permute(2, 0, 1), (left, top, left + width, top + height))
 
@@ -143,6 +144,12 @@ class Preprocessing:
                 torch.manual_seed(key_of("rand augment", seed, epoch, sample) >> 1)
                 image = v2.RandAugment(fill=list(_MEAN_COLOUR))(image)
         return image.permute(1, 2, 0)
+
+
+@cache
+def _blank(side: int) -> Tensor:
+    """uint8 [side, side, 3] of the mean colour."""
+    return torch.tensor(_MEAN_COLOUR, dtype=torch.uint8).repeat(side, side, 1)
 
 
 def _random_region(pixels: Tensor, smallest: float, key: int) -> Tensor:
