@@ -109,11 +109,19 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
+    name: Literal["adamw", "adam", "sgd"] = "adamw"  # adam adds weight decay to the gradient, adamw to the update
+    momentum: float = 0.9  # of sgd
     encoder_lr: float = 1e-4
     decoder_lr: float = 1e-3  # also for the projection of the image feature
     weight_decay: float = 0.0
-    warmup_steps: int = 0
-    schedule: Literal["constant", "linear", "cosine"] = "constant"  # after the warm-up; the others fall to 0 at the end
+    warmup_steps: int = 0  # the rates rise over this many steps
+    encoder_warmup_steps: int = 0  # the encoder's rise again over this many, from the step that unfreezes it
+    # After the warm-up. linear and cosine fall to 0 at the end; step falls by decay_factor every decay_steps; plateau
+    # falls by it after every decay_patience validations in a row without a better one; noam as 1 / sqrt(step).
+    schedule: Literal["constant", "linear", "cosine", "step", "plateau", "noam"] = "constant"
+    decay_factor: float = 0.5  # for step, plateau: the rates are multiplied by this
+    decay_steps: int | None = None  # for step
+    decay_patience: int = 3  # for plateau; evaluate.best_metric says what is better
     layerwise_lr_decay: float = 1.0  # each encoder stage's rate is this times that of the stage above it
     max_grad_norm: float | None = 5.0  # largest norm of the whole gradient
     label_smoothing: float = 0.0  # this share of a target's probability goes to all words alike; not in perplexity
@@ -194,6 +202,7 @@ IDENTITY = (
     "decoder.dropout_at",
     "decoder.doubly_stochastic_weight",
     "evaluate.best_metric",
+    "optim.name",
     "train.global_batch_size",
 )
 
@@ -339,6 +348,8 @@ def _impossible(config: Config) -> list[str]:
         "evaluate.beam_size",
         "evaluate.patience",
         "monitor.log_every_steps",
+        "optim.decay_steps",
+        "optim.decay_patience",
     ]
     at_least_zero = [
         "seed",
@@ -348,10 +359,10 @@ def _impossible(config: Config) -> list[str]:
         "optim.warmup_steps",
     ]
     at_least_zero += ["decoder.doubly_stochastic_weight", "evaluate.min_words", "evaluate.no_repeat_ngram"]
-    at_least_zero += ["encoder.unfreeze_at_step", "decoder.encoder_layers"]
+    at_least_zero += ["encoder.unfreeze_at_step", "decoder.encoder_layers", "optim.encoder_warmup_steps"]
     positive = ["optim.encoder_lr", "optim.decoder_lr", "optim.layerwise_lr_decay", "optim.max_grad_norm"]
-    positive += ["data.cache_gb"]
-    below_one = ["data.color_jitter", "decoder.dropout", "optim.label_smoothing", "train.ema_decay"]
+    positive += ["data.cache_gb", "optim.decay_factor"]
+    below_one = ["optim.momentum", "data.color_jitter", "decoder.dropout", "optim.label_smoothing", "train.ema_decay"]
     values = flat(config)
     mistakes = [f"{k}: {values[k]} must be at least 1" for k in at_least_one if values[k] is not None and values[k] < 1]
     mistakes += [f"{k}: {values[k]} must not be negative" for k in at_least_zero if (values[k] or 0) < 0]
@@ -360,6 +371,7 @@ def _impossible(config: Config) -> list[str]:
     mistakes += [f"{k}: {values[k]} is not in [0, 1)" for k in below_one if not 0 <= (values[k] or 0) < 1]
     mistakes += _unfitting_encoder(config.encoder)
     mistakes += _unfitting_decoder(config)
+    mistakes += _unfitting_schedule(config)
     if config.evaluate.patience is not None and config.data.val is None:
         mistakes.append("evaluate.patience: needs data.val, a validation split to watch")
     if config.checkpoint.keep < 2:
@@ -372,6 +384,18 @@ def _impossible(config: Config) -> list[str]:
         mistakes.append("data.random_resized_crop: a share of the area is wanted, more than 0 and at most 1")
     if (config.train.epochs is None) == (config.train.total_steps is None):
         mistakes.append("train.epochs, train.total_steps: give exactly one of the two")
+    return mistakes
+
+
+def _unfitting_schedule(config: Config) -> list[str]:
+    """A schedule that lacks what it goes by."""
+    optim, mistakes = config.optim, []
+    if (optim.schedule == "step") != (optim.decay_steps is not None):
+        mistakes.append("optim.decay_steps: optim.schedule=step needs it, and no other does")
+    if optim.schedule == "plateau" and config.data.val is None:
+        mistakes.append("optim.schedule: plateau needs data.val, a validation split to watch")
+    if optim.schedule == "noam" and not optim.warmup_steps:
+        mistakes.append("optim.warmup_steps: optim.schedule=noam needs a warm-up, whose end is its peak")
     return mistakes
 
 

@@ -168,6 +168,7 @@ class Trainer:
                 )
             self._at("computing the update")
             logging = self._is_time(self.config.monitor.log_every_steps, self.state.step + 1)
+            self.train_step.lr_decays = self.state.lr_decays
             update = self.train_step.step(self.state.step, micro_batches, targets, with_top5=logging)
             self._advance(micro_batches, update)
             self.monitor.step(self.state.step, self._scalars(update, targets) if logging else None)
