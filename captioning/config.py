@@ -94,6 +94,7 @@ class DecoderConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
+    objective: Literal["cross_entropy", "self_critical"] = "cross_entropy"  # what steps minimise
     global_batch_size: int = 128  # images per optimizer step, over all processes
     micro_batch_size: int = 64  # most images a process encodes at once; accumulation follows from it
     epochs: int | None = None  # give this or total_steps
@@ -105,6 +106,16 @@ class TrainConfig:
     sync_batch_norm: bool = False  # BatchNorm over the micro-batches of all ranks; GPUs only
     compile: bool = False  # torch.compile the encoder's stages
     deterministic: bool = False  # on GPUs: kernels that add in one order, for a resumed run that is the same to the bit
+
+
+@dataclass(frozen=True)
+class SelfCriticalConfig:
+    samples: int = 5  # captions drawn of each image; with baseline=mean two or more
+    baseline: Literal["mean", "greedy"] = "mean"  # reward of the image's other samples, or of its likeliest words
+    cider_weight: float = 1.0  # of CIDEr, 0 to 10, in the reward
+    bleu4_weight: float = 0.0  # of BLEU-4, 0 to 1, in the reward
+    cross_entropy: float = 0.0  # share of the loss that stays cross-entropy on people's captions
+    end_is_a_word: bool = True  # <end> counts in the reward's n-grams; false: captions learn to break off in "on a"
 
 
 @dataclass(frozen=True)
@@ -160,10 +171,12 @@ class Config:
     seed: int = 0
     precision: Literal["no", "bf16", "fp16"] = "no"
     resume: bool = True  # continue the run in the folder, if there is one; false refuses a folder that holds a run
+    init_from: str | None = None  # run or exported folder whose best weights and vocabulary a new run begins with
     data: DataConfig = field(default_factory=DataConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    self_critical: SelfCriticalConfig = field(default_factory=SelfCriticalConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
@@ -173,6 +186,14 @@ class Config:
 # What a resumed run may not change: another value would be another experiment under the same name.
 IDENTITY = (
     "seed",
+    "init_from",
+    "train.objective",
+    "self_critical.samples",
+    "self_critical.baseline",
+    "self_critical.cider_weight",
+    "self_critical.bleu4_weight",
+    "self_critical.cross_entropy",
+    "self_critical.end_is_a_word",
     "data.captions_per_image",
     "data.min_word_freq",
     "data.vocabulary_size",
@@ -342,6 +363,7 @@ def _impossible(config: Config) -> list[str]:
         "train.world_size",
         "train.max_skipped_steps",
         "train.hang_seconds",
+        "self_critical.samples",
         "checkpoint.every_steps",
         "evaluate.every_steps",
         "evaluate.batch_size",
@@ -360,9 +382,11 @@ def _impossible(config: Config) -> list[str]:
     ]
     at_least_zero += ["decoder.doubly_stochastic_weight", "evaluate.min_words", "evaluate.no_repeat_ngram"]
     at_least_zero += ["encoder.unfreeze_at_step", "decoder.encoder_layers", "optim.encoder_warmup_steps"]
+    at_least_zero += ["self_critical.cider_weight", "self_critical.bleu4_weight"]
     positive = ["optim.encoder_lr", "optim.decoder_lr", "optim.layerwise_lr_decay", "optim.max_grad_norm"]
     positive += ["data.cache_gb", "optim.decay_factor"]
     below_one = ["optim.momentum", "data.color_jitter", "decoder.dropout", "optim.label_smoothing", "train.ema_decay"]
+    below_one += ["self_critical.cross_entropy"]
     values = flat(config)
     mistakes = [f"{k}: {values[k]} must be at least 1" for k in at_least_one if values[k] is not None and values[k] < 1]
     mistakes += [f"{k}: {values[k]} must not be negative" for k in at_least_zero if (values[k] or 0) < 0]
@@ -372,6 +396,7 @@ def _impossible(config: Config) -> list[str]:
     mistakes += _unfitting_encoder(config.encoder)
     mistakes += _unfitting_decoder(config)
     mistakes += _unfitting_schedule(config)
+    mistakes += _unfitting_self_critical(config.self_critical)
     if config.evaluate.patience is not None and config.data.val is None:
         mistakes.append("evaluate.patience: needs data.val, a validation split to watch")
     if config.checkpoint.keep < 2:
@@ -414,6 +439,15 @@ def _unfitting_encoder(encoder: EncoderConfig) -> list[str]:
         listing = ", ".join(choices)
         return [f"encoder.trainable: {encoder.trainable!r} is not one of {encoder.name}'s{up_to}: {listing}"]
     return []
+
+
+def _unfitting_self_critical(asked: SelfCriticalConfig) -> list[str]:
+    mistakes = []
+    if asked.baseline == "mean" and asked.samples == 1:
+        mistakes.append("self_critical.samples: baseline=mean compares an image's samples: 2 or more, or set greedy")
+    if not asked.cider_weight + asked.bleu4_weight > 0:
+        mistakes.append("self_critical.cider_weight, self_critical.bleu4_weight: one of the two must be positive")
+    return mistakes
 
 
 def _unfitting_decoder(config: Config) -> list[str]:

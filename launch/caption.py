@@ -20,6 +20,7 @@ from captioning.report.pictures import annotated, caption_sheet
 from captioning.runs.progress import bar
 from launch.cli.command import BAD_INPUT, at_least_one, output_file, output_folder, run
 from launch.cli.images import Named, images_at, random_images
+from launch.cli.sampling import add_sampling_arguments, sampling
 from shards.errors import InputError
 
 _MOST_IN_PICTURE = 24
@@ -38,6 +39,7 @@ def main() -> int:
     options = options_of(predictor.config.evaluate)
     if arguments.beam:
         options = replace(options, beam_size=arguments.beam)
+    options = sampling(options, arguments, arguments.sample)
     outlet = _Outlet(arguments, predictor)
     with ExitStack() as stack, bar("captioning") as on_progress:
         lines = (
@@ -74,7 +76,8 @@ class _Outlet:
                 self.gallery.fail(why)
             return {"image": name, "error": why}
         self.captioned += 1
-        _say(f"{name}: {said}")
+        for one in (said, *said.others) if self.arguments.sample > 1 else (said,):
+            _say(f"{name}: {one}")
         if self.gallery:
             self.gallery.add(name, opened(source), said, self.preprocessing)
         if folder := self.arguments.annotate:
@@ -83,7 +86,7 @@ class _Outlet:
         if self.arguments.picture and len(self.shown) < _MOST_IN_PICTURE:
             self.shown.append((named, said.text))
         entry = {"image": name, "caption": said.text, "log_probability": round(said.log_probability, 4)}
-        if self.arguments.all_beams:
+        if self.arguments.all_beams or self.arguments.sample > 1:
             others = [{"caption": o.text, "log_probability": round(o.log_probability, 4)} for o in said.others]
             return {**entry, "others": others}
         return entry
@@ -126,10 +129,12 @@ def _arguments() -> argparse.Namespace:
     add("--checkpoint", default="best", metavar="best|latest|step-N", help="which checkpoint (best)")
     add("--ensemble", type=Path, nargs="+", default=[], metavar="RUN", help="further runs that vote on each word")
     add("--beam", type=at_least_one, metavar="N", help="beam size; 1 is greedy (as in validation)")
+    add("--sample", type=at_least_one, default=1, metavar="N", help="with --temperature: draw N captions an image (1)")
+    add_sampling_arguments(parser)
     add("--batch", type=at_least_one, default=32, metavar="N", help="images captioned at once (32)")
     add("--device", metavar="cpu|cuda", help="where (on a GPU if there is one)")
     add("--random", type=at_least_one, metavar="N", help="IMAGE is a split's NAME.json: caption one image of each of N")
-    add("--seed", type=int, default=0, help="of --random (0)")
+    add("--seed", type=int, default=0, help="of --random and --temperature (0)")
     add("--json", type=output_file, metavar="FILE", help="JSON lines: image, caption, log_probability; or error")
     add("--all-beams", action="store_true", help="the other beams too, in --json")
     add("--html", type=output_folder, metavar="DIR", help="a page with thumbnails, and where the model looked")

@@ -5,7 +5,7 @@ A run captions every image of a split first; under `accelerate launch` the proce
 
 import argparse
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from captioning.evaluation.results import in_common, match_references, read_refe
 from captioning.evaluation.scores import compare, evaluate
 from captioning.inference.evaluate_run import RunCaptions, caption_run
 from captioning.inference.predictor import Predictor
+from captioning.model.search import options_of
 from captioning.runs.progress import bar
 from launch.cli.command import at_least_one, output_file, run
+from launch.cli.sampling import add_sampling_arguments, sampling
 from launch.cli.score_tables import show_differences, show_left_out, show_scores, show_teacher_forcing
 from shards.errors import InputError
 from shards.files import write_atomically
@@ -58,8 +60,12 @@ def _captions(source: Path, arguments: argparse.Namespace, device: torch.device,
     """The captions of a run folder or a results file."""
     if source == arguments.run or (arguments.compare and source.is_dir()):
         predictor = Predictor.from_checkpoint(source, arguments.checkpoint, device=str(device))
+        options = options_of(predictor.config.evaluate)
+        if arguments.beam:
+            options = replace(options, beam_size=arguments.beam)
+        options = sampling(options, arguments)
         with bar("captioning", shown=ranks.is_main) as on_progress:
-            return caption_run(predictor, source, arguments.split, ranks, arguments.beam, on_progress)
+            return caption_run(predictor, source, arguments.split, ranks, options, on_progress)
     if not arguments.captions:
         raise InputError(f"{source} needs --captions REFERENCES.json: COCO captions, or a split's NAME.json.")
     captions = match_references(read_results(source), read_references(arguments.captions), source)
@@ -69,8 +75,8 @@ def _captions(source: Path, arguments: argparse.Namespace, device: torch.device,
 def _title(document: dict) -> str:
     if "step" not in document:
         return f"{document['images']:,} images, captions of {document['results']}"
-    search = f"beam {document['beam_size']}" if document["beam_size"] > 1 else "greedy search"
-    return f"{document['images']:,} images of {document['split']}, checkpoint step {document['step']}, {search}"
+    images, step = f"{document['images']:,} images of {document['split']}", f"checkpoint step {document['step']}"
+    return f"{images}, {step}, {document['search']}"
 
 
 def _arguments() -> argparse.Namespace:
@@ -84,6 +90,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--captions", type=Path, metavar="FILE", help="references of results: COCO captions, NAME.json")
     parser.add_argument("--split", default="val", help="val, train, or the path of any split's NAME.json (val)")
     parser.add_argument("--beam", type=at_least_one, metavar="N", help="beam size (the run's evaluate.beam_size)")
+    add_sampling_arguments(parser)
+    parser.add_argument("--seed", type=int, default=0, help="of --temperature (0)")
     parser.add_argument("--checkpoint", default="best", metavar="best|latest|step-N", help="which checkpoint (best)")
     parser.add_argument(
         "--java-seconds",

@@ -143,6 +143,21 @@ def test_runs_and_result_files_are_compared(shards_and_runs, tmp_path, monkeypat
     assert same["images"] == 9 and all(entry["p_value"] == 1 for entry in same["differences"])
 
 
+def test_captions_are_drawn_by_their_seed(shards_and_runs, tmp_path, monkeypatch, one_thread):
+    _, runs = shards_and_runs
+
+    def drawn(seed: int) -> list[dict]:
+        command(monkeypatch, runs[0], "--temperature", 2, "--top-k", 9, "--seed", seed, "--json", tmp_path / "s.json")
+        return json.loads((runs[0] / f"captions-val-drawn-seed{seed}-step-5.json").read_text())
+
+    assert drawn(3) == drawn(3) != drawn(4)
+    assert json.loads((tmp_path / "s.json").read_text())["search"] == "drawn at temperature 2, top-k 9, seed 4"
+    with pytest.raises(InputError, match="give --temperature"):
+        command(monkeypatch, runs[0], "--top-p", 0.5)
+    with pytest.raises(InputError, match=r"top_p=1\.5"):
+        command(monkeypatch, runs[0], "--temperature", 1, "--top-p", 1.5)
+
+
 def test_anyones_results_are_scored(files, tmp_path, monkeypatch, capsys):
     out = tmp_path / "scores.json"
     command(monkeypatch, "--results", files["good"], "--captions", files["references"], "--json", out)

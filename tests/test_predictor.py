@@ -18,6 +18,7 @@ from captioning.data.vocabulary import Vocabulary
 from captioning.inference.predictor import Caption, Predictor
 from captioning.model.search import SearchOptions
 from captioning.report.pictures import annotated, caption_sheet, shade
+from launch import caption as command
 from launch.caption import _say
 from launch.cli.images import images_at, random_images
 from shards.errors import InputError
@@ -289,3 +290,22 @@ def test_the_command(run, pictures, tmp_path):
     assert len(list(notes.glob("*.jpg"))) == 3 and len(list((page / "images").glob("*.jpg"))) == 6
     done = run_command(module("launch.caption", run, folder / "broken.jpg"))
     assert done.returncode == 2 and "1 of 1 could not be captioned" in done.stderr
+
+
+def test_the_command_draws_captions(run, pictures, tmp_path, monkeypatch, capsys):
+    for number, picture in enumerate(pictures[:3]):
+        picture.save(tmp_path / f"{number}.png")
+
+    def drawn(*arguments: object) -> list[str]:
+        monkeypatch.setattr("sys.argv", ["caption", str(run), str(tmp_path / "*.png"), *map(str, arguments)])
+        assert command.main() == 0
+        return capsys.readouterr().out.splitlines()
+
+    drawing = ["--temperature", 3, "--sample", 4, "--json", tmp_path / "c.jsonl"]
+    lines = drawn(*drawing, "--seed", 1)
+    assert len(lines) == 12 and len(set(lines)) > 6
+    entries = [json.loads(line) for line in (tmp_path / "c.jsonl").read_text().splitlines()]
+    assert [len(entry["others"]) for entry in entries] == [3, 3, 3]
+    assert drawn(*drawing, "--seed", 1, "--batch", 1) == lines != drawn(*drawing, "--seed", 2)
+    with pytest.raises(InputError, match="--temperature"):
+        drawn("--sample", 4)

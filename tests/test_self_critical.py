@@ -240,11 +240,9 @@ def test_what_is_logged_are_means_over_samples():
     sums = {name: float(value) for name, value in found.sums.items()}
     assert sums["samples"] == 9 and 3 <= sums["distinct"] <= 9
     scalars = OBJECTIVE.scalars(sums, SCOPE)
-    assert scalars["self_critical/reward"] == pytest.approx(sums["reward"] / 9)
-    assert scalars["self_critical/reward"] == pytest.approx(scalars["self_critical/baseline"]), (
-        "of the others, so alike"
-    )
-    assert all(0 <= value <= 1 for name, value in scalars.items() if name.endswith("share"))
+    assert scalars["train/reward"] == pytest.approx(sums["reward"] / 9)
+    assert scalars["train/reward"] == pytest.approx(scalars["train/baseline"]), "of the others, so alike"
+    assert all(0 <= value <= 1 for name, value in scalars.items() if name.endswith("fraction"))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

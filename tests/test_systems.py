@@ -18,6 +18,7 @@ from captioning.model.encoders import build_encoder
 from captioning.model.search import options_of, search
 from captioning.runs import checkpoint
 from captioning.runs.checkpoint import Checkpoint, RunState
+from captioning.training.objectives import CrossEntropy, scope_alone
 from captioning.training.train_step import TrainStep
 from shards import index as shard_index
 from shards.dataset import ShardDataset
@@ -49,7 +50,7 @@ def train_batches(config: Config, shards: Path, folder: Path) -> tuple[ShardData
 def stepper_of(config: Config, vocabulary: Vocabulary) -> TrainStep:
     torch.manual_seed(0)
     accelerator, ranks = init_distributed(config.precision)
-    return TrainStep(Captioner(config, len(vocabulary)), config, accelerator, ranks, total_steps=100)
+    return TrainStep(Captioner(config, len(vocabulary)), CrossEntropy(), config, accelerator, ranks, total_steps=100)
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -71,7 +72,7 @@ def test_a_system_learns_and_captions(name, scene_shards, tmp_path):
     )
     batches, vocabulary = train_batches(config, scene_shards, tmp_path)
     batch, train_step = batches.read(0), stepper_of(config, vocabulary)
-    losses = [float(train_step.step(step, [batch], float(batch.targets)).loss) for step in range(3)]
+    losses = [float(train_step.step(scope_alone(step, [batch]), [batch]).sums["loss"]) for step in range(3)]
     assert losses[-1] < losses[0]
     model = train_step.captioner.eval()
     found = search([model], batch.images, options_of(config.evaluate), config.data.max_words)
@@ -94,7 +95,7 @@ def test_any_cut_of_the_batch_updates_alike(kind, scene_shards, tmp_path, empty_
             None
         )  # the gradient is compared: Adam's first step shows little but its signs
         train_step.optimizer.zero_grad = lambda: None
-        loss = train_step.step(0, parts, float(sum(part.targets for part in parts))).loss
+        loss = train_step.step(scope_alone(0, parts), parts).sums["loss"]
         gradients = {name: p.grad for name, p in train_step.captioner.decoder.named_parameters()}
         updated.append((loss, gradients))
     (loss, gradients), (cut_loss, cut_gradients) = updated
@@ -113,7 +114,7 @@ def test_a_continued_run_is_the_uninterrupted_one(kind, scene_shards, tmp_path, 
     def train(train_step: TrainStep, first: int, last: int) -> None:
         for step in range(first, last):
             parts = [batches.read(step, number) for number in range(batches.micro_batches(step))]
-            train_step.step(step, parts, float(sum(part.targets for part in parts)))
+            train_step.step(scope_alone(step, parts), parts)
 
     whole, first, second = (stepper_of(config, vocabulary) for _ in range(3))
     train(whole, 0, 4)

@@ -20,6 +20,7 @@ from captioning.distributed.ranks import Ranks, init_distributed
 from captioning.distributed.stop_signals import StopSignals
 from captioning.model.captioner import Captioner
 from captioning.runs import checkpoint
+from captioning.training.objectives import CrossEntropy, StepScope
 from captioning.training.preparation import Experiment
 from captioning.training.train_step import TrainStep
 from captioning.training.trainer import train
@@ -149,18 +150,18 @@ def same(some: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
 def one_rank_has_no_finite_loss(folder: Path) -> None:
     accelerator, ranks = init_distributed("no")
     config, captioner = tiny(max_skipped_steps=2, ema_decay=0.9)
-    train_step = TrainStep(captioner, config, accelerator, ranks, total_steps=9)
+    train_step = TrainStep(captioner, CrossEntropy(), config, accelerator, ranks, total_steps=9)
     good, bad = batch_of([4, 5, 6], ranks.rank), batch_of([8, 5, 6] if ranks.rank == 1 else [4, 5, 6], ranks.rank)
-    assert not train_step.step(0, [good, good], 24.0).skipped
+    assert not train_step.step(StepScope(0, 2, 24.0, 2), [good, good]).skipped
     before = everything_of(train_step)
-    update = train_step.step(1, [good, bad], 24.0)
+    update = train_step.step(StepScope(1, 2, 24.0, 2), [good, bad])
     assert update.skipped and update.culprits == ("step 2, rank 1: left-1 right-1",)
     assert same(everything_of(train_step), before), "weights, statistics, moments and averages are untouched"
-    assert not train_step.step(2, [good], 12.0).skipped
+    assert not train_step.step(StepScope(2, 2, 12.0, 2), [good]).skipped
     assert not same(everything_of(train_step), before)
-    train_step.step(3, [bad], 12.0)
+    train_step.step(StepScope(3, 2, 12.0, 2), [bad])
     with pytest.raises(InputError, match="2 steps in a row") as error:
-        train_step.step(4, [bad], 12.0)
+        train_step.step(StepScope(4, 2, 12.0, 2), [bad])
     assert "step 5, rank 1: left-1 right-1\n  step 4, rank 1: left-1 right-1" in str(error.value)
     (folder / f"{ranks.rank}").touch()
     ranks.barrier()
@@ -177,29 +178,29 @@ def fp16_scaler(folder: Path) -> None:
     """fp16's scaler around a model that computes in fp32: torch has no fp16 LSTM for CPUs."""
     batch, weight = batch_of([4, 5, 6], 0), "decoder.classifier.weight"
     config, plain = tiny()
-    train_step = TrainStep(plain, config, Accelerator(mixed_precision="no", cpu=True), Ranks(0, 1), 9)
+    train_step = TrainStep(plain, CrossEntropy(), config, Accelerator(mixed_precision="no", cpu=True), Ranks(0, 1), 9)
     for step in range(3):
-        norm = train_step.step(step, [batch], 6.0).gradient_norm
+        norm = train_step.step(StepScope(step, 2, 6.0, 1), [batch]).gradient_norm
     accelerator = train_step.accelerator
     steppers = []
     for _ in range(2):
         accelerator.native_amp = False
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=2)
         accelerator.state._shared_state["_mixed_precision"] = "fp16"
-        steppers.append(TrainStep(tiny()[1], config, accelerator, Ranks(0, 1), 9))
+        steppers.append(TrainStep(tiny()[1], CrossEntropy(), config, accelerator, Ranks(0, 1), 9))
         accelerator.native_amp = True  # gradients are unscaled; the forward pass was wrapped before
     scaled, other = steppers
     accelerator.scaler = scaled.optimizer.scaler
     before, skipped = everything_of(scaled), 1
-    assert scaled.step(0, [batch], 6.0).skipped
+    assert scaled.step(StepScope(0, 2, 6.0, 1), [batch]).skipped
     assert same(everything_of(scaled)[: len(before)], before), "moments have been made, and are nought"
     before = everything_of(scaled)
-    while scaled.step(0, [batch], 6.0).skipped:
+    while scaled.step(StepScope(0, 2, 6.0, 1), [batch]).skipped:
         assert same(everything_of(scaled), before)
         skipped += 1
     assert skipped > 2
     for step in (1, 2):
-        update = scaled.step(step, [batch], 6.0)
+        update = scaled.step(StepScope(step, 2, 6.0, 1), [batch])
     assert update.gradient_norm == pytest.approx(norm, rel=1e-3), "clipped after unscaling"
     torch.testing.assert_close(scaled.captioner.state_dict()[weight], plain.state_dict()[weight], rtol=1e-3, atol=1e-5)
     saved = scaled.saved_state()
@@ -241,8 +242,8 @@ def compiled_steps(folder: Path) -> None:
     for compiled in (False, True):
         config, captioner = tiny()
         config = replace(config, train=replace(config.train, compile=compiled))
-        train_step = TrainStep(captioner, config, Accelerator(cpu=True), Ranks(0, 1), 9)
-        train_step.step(0, [batch_of([4, 5, 6], 0)], 6.0)
+        train_step = TrainStep(captioner, CrossEntropy(), config, Accelerator(cpu=True), Ranks(0, 1), 9)
+        train_step.step(StepScope(0, 2, 6.0, 1), [batch_of([4, 5, 6], 0)])
         states.append(train_step.saved_state()[0])
     plain, compiled_state = states
     assert plain.keys() == compiled_state.keys()
@@ -261,8 +262,8 @@ UNFITTING = r"step-00000001 does not fit this run's model: .*\n.*version"
 
 def loads_other_optimizers(folder: Path) -> None:
     config, captioner = tiny(ema_decay=0.9)
-    train_step = TrainStep(captioner, config, Accelerator(cpu=True), Ranks(0, 1), 9)
-    train_step.step(0, [batch_of([4, 5, 6], 0)], 6.0)
+    train_step = TrainStep(captioner, CrossEntropy(), config, Accelerator(cpu=True), Ranks(0, 1), 9)
+    train_step.step(StepScope(0, 2, 6.0, 1), [batch_of([4, 5, 6], 0)])
     model, optimizer, average = train_step.saved_state()
     groups, moments = (optimizer["optimizer"][part] for part in ("param_groups", "state"))
     longer = {0: {**moments[0], "exp_avg": torch.zeros(3)}}
@@ -291,7 +292,7 @@ def test_weights_of_another_model_are_refused(tmp_path):
     config = configuration.load_config(
         run / "config.yaml", settings(run, run, decoder__hidden_size=24, train__epochs=1)
     )
-    experiment = Experiment(None, None, UNTRAINED_WORDS, None, None, found, found.state, [], 0)
+    experiment = Experiment(None, None, UNTRAINED_WORDS, None, None, None, found, found.state, [], 0)
     with pytest.raises(InputError, match=UNFITTING):
         experiment.build_model(config, is_main=True)
 
@@ -324,7 +325,7 @@ def averages_of_pretrained_weights(folder: Path) -> None:
     config, captioner = tiny(ema_decay=0.9)
     if ranks.is_main:  # which alone reads encoder.weights
         torch.nn.init.ones_(captioner.encoder.stages["layer4"][0].conv1.weight)
-    train_step = TrainStep(captioner, config, accelerator, ranks, total_steps=9)
+    train_step = TrainStep(captioner, CrossEntropy(), config, accelerator, ranks, total_steps=9)
     with train_step.averaged():
         assert (captioner.encoder.stages["layer4"][0].conv1.weight == 1).all()
     (folder / f"{ranks.rank}").touch()
@@ -353,10 +354,10 @@ def test_a_rank_keeps_to_the_cores_it_may_use(tmp_path):
 def frozen_stages_are_folded_once() -> None:
     accelerator, ranks = init_distributed("no")
     config, captioner = tiny()
-    train_step = TrainStep(captioner, config, accelerator, ranks, 9)
+    train_step = TrainStep(captioner, CrossEntropy(), config, accelerator, ranks, 9)
     twins = []
     for step in range(3):
-        train_step.step(step, [batch_of([4, 5, 6], ranks.rank)] * 2, 24.0)
+        train_step.step(StepScope(step, 2, 24.0, 2), [batch_of([4, 5, 6], ranks.rank)] * 2)
         twins.append([captioner.encoder._folded[stage]._twin for stage in captioner.encoder.frozen])
     assert len(twins[0]) == 3 and all(twin is not None for twin in twins[0])
     assert all(one is other for later in twins[1:] for one, other in zip(twins[0], later, strict=True))

@@ -15,7 +15,7 @@ from captioning.distributed.ranks import Ranks
 from captioning.evaluation.results import Reference, ScoredCaptions
 from captioning.evaluation.scores import evaluate
 from captioning.model.captioner import Captioner
-from captioning.model.search import options_of, search
+from captioning.model.search import SearchOptions, options_of, search
 from shards.errors import InputError
 from shards.index import Index
 from shards.order import rank_part
@@ -53,7 +53,8 @@ class Captions:
 
 
 class CaptionSplit:
-    """Captions every image of a split, searched for as ``config.evaluate`` says; each rank takes a contiguous part.
+    """Captions every image of a split, searched for as ``config.evaluate`` or ``options`` say; each rank takes a
+    contiguous part.
 
     Iterating does the work, a batch at a time and equally often on every rank: a round yields the batch just captioned,
     its images on the device, or None where a rank has none left. So the ranks can agree between two rounds to give up.
@@ -64,8 +65,16 @@ class CaptionSplit:
     """
 
     def __init__(
-        self, model: Captioner, vocabulary: Vocabulary, index: Index, config: Config, ranks: Ranks, device: torch.device
+        self,
+        model: Captioner,
+        vocabulary: Vocabulary,
+        index: Index,
+        config: Config,
+        ranks: Ranks,
+        device: torch.device,
+        options: SearchOptions | None = None,
     ):
+        self.options = options or options_of(config.evaluate)
         self.model, self.vocabulary, self.index, self.config = model, vocabulary, index, config
         self.ranks, self.device = ranks, device
         size = config.evaluate.batch_size
@@ -101,10 +110,8 @@ class CaptionSplit:
         self.done += len(batch.samples) + len(batch.unreadable)
         if not batch.samples:
             return None
-        batch = batch.to(self.device)
-        options = options_of(self.config.evaluate)
-        max_words = self.config.data.max_words
-        found = search([self.model], batch.images, options, max_words, batch.samples, batch.valid)
+        batch, max_words = batch.to(self.device), self.config.data.max_words
+        found = search([self.model], batch.images, self.options, max_words, batch.samples, batch.valid)
         for sample, best in zip(batch.samples, found, strict=True):
             self._captions[sample] = self.vocabulary.decode(best[0].ids if best else ())  # none: output not finite
         return batch

@@ -18,6 +18,7 @@ from captioning.evaluation.scores import evaluate as score
 from captioning.evaluation.split_loss import SplitLoss
 from captioning.inference.predictor import Predictor
 from captioning.model.losses import perplexity
+from captioning.model.search import SearchOptions, options_of
 from shards.errors import InputError
 from shards.files import write_atomically
 
@@ -44,7 +45,10 @@ def evaluate(
         InputError: when there is no such run, checkpoint or split, or nothing to score.
     """
     predictor = Predictor.from_checkpoint(run, checkpoint, device)
-    return score(caption_run(predictor, Path(run), split, Ranks(0, 1), beam_size).captions, java_seconds)
+    options = options_of(predictor.config.evaluate)
+    if beam_size:
+        options = replace(options, beam_size=beam_size)
+    return score(caption_run(predictor, Path(run), split, Ranks(0, 1), options).captions, java_seconds)
 
 
 def caption_run(
@@ -52,7 +56,7 @@ def caption_run(
     run: Path,
     split: str,
     ranks: Ranks,
-    beam_size: int | None = None,
+    options: SearchOptions,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> RunCaptions:
     """Caption a split with all ranks and keep the captions in the run folder, in COCO's results format.
@@ -61,8 +65,6 @@ def caption_run(
         InputError: when the run has no such split, or nothing of it can be read.
     """
     config = predictor.config
-    if beam_size:
-        config = replace(config, evaluate=replace(config.evaluate, beam_size=beam_size))
     splits = {"train": config.data.train, "val": config.data.val}
     path = splits.get(split, split)
     if not path:
@@ -71,7 +73,7 @@ def caption_run(
     with tempfile.TemporaryDirectory() as encoded, predictor.autocast():
         encode(index, Path(encoded), 1, config.data.max_words, predictor.vocabulary)
         loss = SplitLoss(predictor.model, EncodedCaptions(Path(encoded)))
-        work = CaptionSplit(predictor.model, predictor.vocabulary, index, config, ranks, predictor.device)
+        work = CaptionSplit(predictor.model, predictor.vocabulary, index, config, ranks, predictor.device, options)
         for batch in work:
             if batch is not None:
                 loss.add(batch)
@@ -79,8 +81,8 @@ def caption_run(
         captions = work.gather()
         mean = loss.mean(ranks)
     name = split if split in splits else f"{index.name}-{index.fingerprint[:8]}"
-    if config != predictor.config:  # the report tells of captions searched for as the run's own config says
-        name += f"-beam{config.evaluate.beam_size}"
+    if options != options_of(config.evaluate):  # the report tells of captions searched for as the run's own config says
+        name += f"-beam{options.beam_size}" if options.temperature is None else f"-drawn-seed{options.seed}"
     results = run / f"captions-{name}-step-{predictor.step}.json"
     if ranks.is_main:
         try:
@@ -88,8 +90,16 @@ def caption_run(
         except OSError as error:  # someone else's run: its scores can be had all the same
             _log.warning("%s cannot be written: %s", results, error.strerror)
     about = {
-        "split": str(path), "step": predictor.step, "beam_size": config.evaluate.beam_size,
+        "split": str(path), "step": predictor.step, "search": _described(options),
         "results": str(results), "unreadable": captions.unreadable,
         "teacher_forcing": {"loss": mean, "perplexity": perplexity(mean)},
     }  # fmt: skip
     return RunCaptions(captions.match_references(index), about)
+
+
+def _described(options: SearchOptions) -> str:
+    """For people: how captions were looked for."""
+    if options.temperature is None:
+        return f"beam {options.beam_size}" if options.beam_size > 1 else "greedy search"
+    limits = [f"top-k {options.top_k}"] * (options.top_k is not None) + [f"top-p {options.top_p}"] * (options.top_p < 1)
+    return ", ".join([f"drawn at temperature {options.temperature:g}", *limits, f"seed {options.seed}"])

@@ -198,6 +198,15 @@ def _watched_images(val: Index) -> dict[int, Any]:
     }
 
 
+def _progress_of_learning(scalars: dict[str, float]) -> str:
+    if "train/reward" not in scalars:
+        return f"loss {scalars['train/loss']:.3f}  perplexity {scalars['train/perplexity']:.2f}"
+    return (
+        f"reward {scalars['train/reward']:.3f}  baseline {scalars['train/baseline']:.3f}  "
+        f"{scalars['train/caption_length']:.1f} words  distinct {scalars['train/distinct_fraction']:.0%}"
+    )
+
+
 def _line(scalars: dict[str, float]) -> str:
     rates = " ".join(
         f"{name.removeprefix('train/lr/')} {value:.2g}"
@@ -205,7 +214,7 @@ def _line(scalars: dict[str, float]) -> str:
         if name.startswith("train/lr/")
     )
     return (
-        f"loss {scalars['train/loss']:.3f}  perplexity {scalars['train/perplexity']:.2f}  rate {rates}  "
+        f"{_progress_of_learning(scalars)}  rate {rates}  "
         f"{scalars['train/images_per_s']:.0f} images/s  {scalars['train/captions_per_s']:.0f} captions/s  "
         f"data wait {scalars['train/data_wait_fraction']:.0%}"
     )

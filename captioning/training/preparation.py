@@ -25,6 +25,9 @@ from captioning.model.encoders import build_encoder
 from captioning.runs import checkpoint, run_folder
 from captioning.runs.checkpoint import Checkpoint, RunState
 from captioning.runs.progress import Progress, bar
+from captioning.training.init_weights import init_weights, put
+from captioning.training.objectives import OBJECTIVES
+from captioning.training.reference_counts import count_references
 from shards.dataset import ShardDataset
 from shards.errors import InputError, listed
 from shards.files import write_atomically
@@ -42,6 +45,7 @@ class Experiment:
     vocabulary: Vocabulary
     captions: EncodedCaptions
     val_captions: EncodedCaptions | None
+    references: Path | None  # the training captions' n-grams, where the objective needs them
     checkpoint: Checkpoint | None
     state: RunState
     changed: list[str]  # settings that differ from the ones the run began with
@@ -72,7 +76,7 @@ class Experiment:
         )
 
     def build_model(self, config: Config, is_main: bool) -> Captioner:
-        """The model to start from; pretrained weights on rank 0 alone, since DDP hands its parameters to all.
+        """The model to start from; weights of others on rank 0 alone, since DDP hands its parameters to all.
 
         Raises:
             InputError: when the checkpoint to continue from holds another model.
@@ -84,6 +88,8 @@ class Experiment:
                 model.load_state_dict(self.checkpoint.model())
             except RuntimeError as error:
                 raise self.checkpoint.unfitting(error) from error
+        elif is_main and (other := init_weights(config)):
+            put(other, config, model)
         elif is_main:
             model.encoder.load_pretrained(config.encoder.weights)
         return model
@@ -154,9 +160,12 @@ def prepare(config: Config, world_size: int, on_progress: Progress) -> Experimen
         _locks.append(run_folder.lock(run, meanwhile=lambda: on_progress(0, len(train))))
     found = _checkpoint_to_continue(run, train)
     stored = None
-    if found is None:
+    if found is None and (other := init_weights(config)):
+        stored = other.vocabulary
+        put(other, config, Captioner(config, len(stored)))  # fails here, before anything is written
+    elif found is None:
         encoder = build_encoder(config.encoder, config.data.image_size)
-        encoder.load_pretrained(config.encoder.weights)  # fails here, before anything is written
+        encoder.load_pretrained(config.encoder.weights)  # and so does this
     else:
         stored = vocab.from_json(found.text("vocabulary.json"), str(found.folder / "vocabulary.json"))
     if not _locks:
@@ -178,9 +187,15 @@ def prepare(config: Config, world_size: int, on_progress: Progress) -> Experimen
     if val is not None:
         val_captions = EncodedCaptions(run / "encoded-val")
         encoded.encode(val, val_captions.folder, threshold, max_words, vocabulary, on_progress)
+    references = None
+    if OBJECTIVES[config.train.objective].needs_references:
+        with_end = config.self_critical.end_is_a_word
+        references = count_references(train, run / "encoded-references", with_end, on_progress)
     run_folder.set_status(run, "running")
     state = found.state if found else RunState(0, 0, world_size, train.fingerprint)
-    return Experiment(train, val, vocabulary, captions, val_captions, found, state, changed, loader_workers(config))
+    return Experiment(
+        train, val, vocabulary, captions, val_captions, references, found, state, changed, loader_workers(config)
+    )
 
 
 def _check_machine(config: Config) -> None:

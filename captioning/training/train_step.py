@@ -2,7 +2,7 @@
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,9 +14,9 @@ from captioning.data.collate import CaptionBatch
 from captioning.distributed.ranks import Ranks
 from captioning.model.captioner import Captioner
 from captioning.model.encoders.batch_norm import eval_batch_norm
-from captioning.model.losses import count_in_top5, perplexity, token_loss
 from captioning.runs.checkpoint import Checkpoint
 from captioning.training.ema import WeightAverage
+from captioning.training.objectives.objective import Objective, StepScope
 from captioning.training.optim import encoder_multiplier, load_optimizer, lr_multiplier, set_lrs
 from captioning.training.replica import Replica
 from shards.errors import InputError, listed
@@ -25,36 +25,17 @@ from shards.hashing import key_of
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step did. Of the sums this is the rank's part: they are meant to be added up over all ranks.
+    """What a step did.
 
-    ``objective`` was minimised, ``loss`` is the cross-entropy in it; both are means over the step's target tokens,
-    times W. ``in_top5`` counts target words among the five likeliest; 0 unless asked for. ``gradient_norm`` is the one
-    before clipping. ``culprits`` tells which micro-batches had no finite loss, if the update was skipped for it.
+    ``sums`` are this rank's part of what the objective counts, to be added up over all ranks. ``gradient_norm`` is the
+    one before clipping. ``culprits`` names the micro-batches without a finite loss, if the update was skipped for it.
     """
 
-    objective: Tensor
-    loss: Tensor
-    in_top5: Tensor
+    sums: dict[str, Tensor]
     gradient_norm: float
     lrs: dict[str, float]
     skipped: bool
     culprits: tuple[str, ...]
-
-    def scalars(self, ranks: Ranks, targets: float) -> dict[str, float]:
-        """The step in numbers, of all ranks together: called on each of them."""
-        objective, loss, in_top5 = ranks.all_reduce_sum(
-            [float(part) for part in (self.objective, self.loss, self.in_top5)]
-        )
-        # Each rank's loss carries the factor W that DDP's averaging of gradients takes out again.
-        loss /= ranks.world_size
-        return {
-            "train/loss": loss,
-            "train/perplexity": perplexity(loss),
-            "train/objective": objective / ranks.world_size,
-            "train/top5_accuracy": in_top5 / max(1.0, targets),
-            "train/gradient_norm": self.gradient_norm,
-            **{f"train/lr/{name}": rate for name, rate in self.lrs.items()},
-        }
 
 
 class TrainStep:
@@ -63,6 +44,7 @@ class TrainStep:
     def __init__(
         self,
         captioner: Captioner,
+        objective: Objective,
         config: Config,
         accelerator: Accelerator,
         ranks: Ranks,
@@ -70,6 +52,7 @@ class TrainStep:
         first_step: int = 0,
     ):
         self.captioner, self.config, self.accelerator, self.ranks = captioner, config, accelerator, ranks
+        self.objective = objective
         self.total_steps = total_steps
         self.lr_decays = 0  # plateaus that validation has found so far; the trainer says
         self.skipped_in_a_row: list[tuple[str, ...]] = []  # what each of them blamed
@@ -81,14 +64,15 @@ class TrainStep:
     def optimizer(self) -> torch.optim.Optimizer:
         return self.replica.optimizer
 
-    def step(self, step: int, micro_batches: list[CaptionBatch], targets: float, with_top5: bool = False) -> StepResult:
-        """Optimizer step ``step`` (from 0) on this rank's micro-batches; ``targets`` counts all ranks' target tokens.
+    def step(self, scope: StepScope, micro_batches: list[CaptionBatch]) -> StepResult:
+        """The optimizer step of ``scope`` on this rank's micro-batches.
 
         A step whose gradient is not finite, on whichever rank that began, changes nothing on any of them.
 
         Raises:
             InputError: after ``train.max_skipped_steps`` updates in a row without a finite gradient, naming samples.
         """
+        step = scope.step
         if 0 < step == self.config.encoder.unfreeze_at_step:
             self.replica.unfreeze()
         # Dropout is seeded by what it is for, so no generator state has to survive a restart.
@@ -100,7 +84,7 @@ class TrainStep:
             encoder_multiplier(step, unfrozen_at, optim),
         )
         statistics = self.replica.statistics_kept()
-        parts = self._backward(micro_batches, targets, with_top5)
+        losses, sums = self._backward(scope, micro_batches)
         norm, finite = self._update()
         culprits: tuple[str, ...] = ()
         if finite:
@@ -109,13 +93,21 @@ class TrainStep:
                 self.average.update(step)
         else:
             self.replica.restore_statistics(statistics)
-            culprits = self._culprits(step, micro_batches, parts)
+            culprits = self._culprits(step, micro_batches, losses)
             self._count_skipped(step, culprits)
-        objective, loss, in_top5 = parts.sum(dim=0)
-        return StepResult(objective, loss, in_top5, norm, lrs, not finite, culprits)
+        return StepResult(sums, norm, lrs, not finite, culprits)
 
-    def _backward(self, micro_batches: list[CaptionBatch], targets: float, with_top5: bool) -> Tensor:
-        """All gradients of the step; returns objective, loss and count in the top five of each micro-batch [n, 3]."""
+    def scalars(self, scope: StepScope, result: StepResult) -> dict[str, float]:
+        """The step in numbers, of all ranks together: called on each of them."""
+        sums = self.ranks.all_reduce_sum([float(value) for value in result.sums.values()])
+        return {
+            **self.objective.scalars(dict(zip(result.sums, sums, strict=True)), scope),
+            "train/gradient_norm": result.gradient_norm,
+            **{f"train/lr/{name}": rate for name, rate in result.lrs.items()},
+        }
+
+    def _backward(self, scope: StepScope, micro_batches: list[CaptionBatch]) -> tuple[Tensor, dict[str, Tensor]]:
+        """All gradients of the step; returns each micro-batch's loss [n], and the objective's sums over them."""
         parts = []
         stored = self._without_statistics(micro_batches)
         for number, batch in enumerate(micro_batches):
@@ -123,29 +115,22 @@ class TrainStep:
             if stored[number]:
                 eval_batch_norm(self.captioner)
             with self.replica.accumulating(last):
-                objective, loss, in_top5 = self._losses(batch.to(self.accelerator.device), targets, with_top5)
-                self.accelerator.backward(objective)
+                found = self.objective.losses(self.replica.model, batch.to(self.accelerator.device), scope)
+                self.accelerator.backward(found.loss)
             self.captioner.train()
-            parts.append(torch.stack([objective.detach(), loss, in_top5.to(loss.dtype)]))
-        return torch.stack(parts)
+            parts.append(replace(found, loss=found.loss.detach()))
+        sums = {name: torch.stack([part.sums[name] for part in parts]).sum(dim=0) for name in parts[0].sums}
+        return torch.stack([part.loss for part in parts]), sums
 
     def _without_statistics(self, micro_batches: list[CaptionBatch]) -> list[bool]:
         """Which micro-batches are normalised by stored statistics: where SyncBatchNorm would wait for a rank that has
-        none."""
+        none, having no image, or no caption of any."""
         if not self.replica.synced:
             return [False] * len(micro_batches)
         return [
             empty > 0
             for empty in self.ranks.all_reduce_sum([float(not len(batch.captions)) for batch in micro_batches])
         ]
-
-    def _losses(self, batch: CaptionBatch, targets: float, with_top5: bool) -> tuple[Tensor, Tensor, Tensor]:
-        logits, penalty = self.replica.model(batch.images, batch.captions, batch.valid)
-        wanted = batch.captions.targets
-        smoothing, world_size = self.config.optim.label_smoothing, self.ranks.world_size
-        objective, loss = token_loss(logits, wanted, targets, world_size, smoothing)
-        objective = objective + penalty * (world_size / max(1.0, targets))
-        return objective, loss, count_in_top5(logits.detach(), wanted) if with_top5 else torch.zeros_like(loss)
 
     def _update(self) -> tuple[float, bool]:
         """Clip and update, unless the gradient is not finite. All ranks see the same one: it is all-reduced."""
@@ -158,11 +143,11 @@ class TrainStep:
         self.optimizer.zero_grad()
         return float(norm), finite
 
-    def _culprits(self, step: int, micro_batches: list[CaptionBatch], parts: Tensor) -> tuple[str, ...]:
+    def _culprits(self, step: int, micro_batches: list[CaptionBatch], losses: Tensor) -> tuple[str, ...]:
         """The micro-batches of all ranks whose loss is not finite, by the keys of their samples."""
         mine = [
             f"step {step + 1}, rank {self.ranks.rank}: {' '.join(batch.keys)}"
-            for batch, loss in zip(micro_batches, parts[:, 0].tolist(), strict=True)
+            for batch, loss in zip(micro_batches, losses.tolist(), strict=True)
             if not math.isfinite(loss)
         ]
         return tuple(line for part in self.ranks.all_gather(mine) for line in part)

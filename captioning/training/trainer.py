@@ -24,6 +24,7 @@ from captioning.runs.saver import Saver
 from captioning.training.best import why_stop_early
 from captioning.training.ledger import Ledger, cut_ledgers
 from captioning.training.monitor import Clock, Monitor, start_up_table
+from captioning.training.objectives import OBJECTIVES, StepScope, scope_alone
 from captioning.training.preparation import Experiment, holds_folder, prepare_run, take_folder
 from captioning.training.train_step import StepResult, TrainStep
 from captioning.training.unreadable import report_unreadable
@@ -108,7 +109,8 @@ class Trainer:
         self.total_steps = experiment.total_steps(config)
         self.state = replace(experiment.state, world_size=ranks.world_size)
         captioner = experiment.build_model(config, ranks.is_main)
-        self.train_step = TrainStep(captioner, config, accelerator, ranks, self.total_steps, self.state.step)
+        objective = OBJECTIVES[config.train.objective].of(config, experiment)
+        self.train_step = TrainStep(captioner, objective, config, accelerator, ranks, self.total_steps, self.state.step)
         if experiment.checkpoint is not None:
             self.train_step.load(experiment.checkpoint)
         if ranks.is_main:
@@ -158,7 +160,7 @@ class Trainer:
                 self.why = f", {why}"
                 return
             self._at("reading its samples")
-            micro_batches, targets, holes = self._read(steps)
+            micro_batches, scope, holes = self._read(steps)
             first = self.experiment.step_range(self.state.step, self.config)[1] == 0
             so_far = int(holes) + (0 if first else self.state.epoch_unreadable)
             self.state = replace(self.state, epoch_unreadable=so_far)
@@ -167,14 +169,13 @@ class Trainer:
                     micro_batches, so_far, len(self.experiment.train), self.config, self.ranks, self.monitor
                 )
             self._at("computing the update")
-            logging = self._is_time(self.config.monitor.log_every_steps, self.state.step + 1)
             self.train_step.lr_decays = self.state.lr_decays
-            update = self.train_step.step(self.state.step, micro_batches, targets, with_top5=logging)
+            update = self.train_step.step(scope, micro_batches)
             self._advance(micro_batches, update)
-            self.monitor.step(self.state.step, self._scalars(update, targets) if logging else None)
+            self.monitor.step(self.state.step, self._scalars(scope, update) if scope.detailed else None)
 
-    def _read(self, steps: Iterator[list[CaptionBatch]]) -> tuple[list[CaptionBatch], float, float]:
-        """The rank's micro-batches of the next step; target tokens and holes of it on all ranks.
+    def _read(self, steps: Iterator[list[CaptionBatch]]) -> tuple[list[CaptionBatch], StepScope, float]:
+        """The rank's micro-batches of the next step; that step's scope, and holes of it on all ranks.
 
         Raises:
             StoppedError: on every rank, when one was told to stop.
@@ -188,14 +189,16 @@ class Trainer:
             objection = str(error)
         self.clock.waiting += time.perf_counter() - asked
         self._at("waiting for the other ranks to have read theirs")
-        mine = [sum(b.targets for b in micro_batches), sum(len(b.unreadable) for b in micro_batches)]
+        mine = scope_alone(self.state.step, micro_batches)
+        counts = [mine.images, mine.targets, sum(len(b.unreadable) for b in micro_batches)]
         flags = [objection is not None, self.stop.received is not None]
-        targets, holes, failed, stopping = self.ranks.all_reduce_sum([*mine, *flags])
+        images, targets, holes, failed, stopping = self.ranks.all_reduce_sum([*counts, *flags])
         if failed:
             raise InputError(next(filter(None, self.ranks.all_gather(objection))))
         if stopping:
             raise stopped_by(self.ranks.all_gather(self.stop.received))
-        return micro_batches, targets, holes
+        logging = self._is_time(self.config.monitor.log_every_steps, self.state.step + 1)
+        return micro_batches, StepScope(self.state.step, images, targets, self.ranks.world_size, logging), holes
 
     def _at(self, what: str) -> None:
         self.watchdog.at(self.state.step + 1, what)
@@ -221,9 +224,9 @@ class Trainer:
             if update.culprits:
                 self.monitor.say(f"no finite loss:\n{listed(update.culprits)}")
 
-    def _scalars(self, update: StepResult, targets: float) -> dict[str, float]:
+    def _scalars(self, scope: StepScope, update: StepResult) -> dict[str, float]:
         scalars = {
-            **update.scalars(self.ranks, targets),
+            **self.train_step.scalars(scope, update),
             "train/skipped_steps": float(self.state.skipped_steps),
             "train/holes": float(self.state.epoch_unreadable),
             **self.clock.reading(self.ranks.world_size),

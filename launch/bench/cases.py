@@ -13,6 +13,7 @@ from captioning.config import Config, from_dict
 from captioning.data.collate import CaptionBatch, pad_captions
 from captioning.distributed.ranks import init_distributed
 from captioning.model.captioner import Captioner
+from captioning.training.objectives import CrossEntropy
 from captioning.training.train_step import TrainStep
 from shards.errors import InputError
 
@@ -105,7 +106,8 @@ def stepper_of(case: Case, vocabulary_size: int = WORDS) -> TrainStep:
     """The training step of a run on this machine's device, alone."""
     torch.manual_seed(0)
     accelerator, ranks = init_distributed(case.precision)
-    return TrainStep(Captioner(case.config, vocabulary_size), case.config, accelerator, ranks, 1_000_000)
+    captioner = Captioner(case.config, vocabulary_size)
+    return TrainStep(captioner, CrossEntropy(), case.config, accelerator, ranks, 1_000_000)
 
 
 def alone(work: Callable[..., Result], *arguments: object) -> Result:

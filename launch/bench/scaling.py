@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from captioning.training.objectives import StepScope
 from launch.bench.cases import Case, add_case_arguments, cases, noise_batch, stepper_of
 from launch.bench.table import Cell, Table
 
@@ -105,12 +106,13 @@ def _rank(case: Case, rank: int, world_size: int, port: int, steps: int) -> Meas
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))  # one process too: two then have as much each
     batch = batch.to(train_step.accelerator.device)
     targets = train_step.ranks.all_reduce_sum([float(batch.targets)])[0]
+    scope = StepScope(0, whole.batch_size, targets, world_size)
     for step in range(2):
-        train_step.step(step, [batch], targets)
+        train_step.step(replace(scope, step=step), [batch])
     train_step.ranks.barrier()
     start = time.perf_counter()
     for step in range(steps):
-        train_step.step(step, [batch], targets)
+        train_step.step(replace(scope, step=step), [batch])
     seconds = (time.perf_counter() - start) / steps
     gradients = sum(p.numel() * p.element_size() for p in train_step.captioner.parameters() if p.requires_grad)
     train_step.accelerator.end_training()

@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from captioning.data.collate import CaptionBatch
+from captioning.training.objectives import scope_alone
 from captioning.training.preparation import Experiment, prepare
 from captioning.training.train_step import TrainStep
 from launch.bench.baselines.models import BaselineAttention, BaselineLstm, baseline_step
@@ -128,7 +129,7 @@ def _our_step(train_step: TrainStep, steps: Iterator[list[CaptionBatch]], turn: 
     asked = time.perf_counter()
     micro_batches = next(steps)
     turn.waited += time.perf_counter() - asked
-    train_step.step(0, micro_batches, float(sum(batch.targets for batch in micro_batches)))
+    train_step.step(scope_alone(0, micro_batches), micro_batches)
     return sum(len(batch.captions) for batch in micro_batches)
 
 

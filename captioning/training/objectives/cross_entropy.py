@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
 
+from captioning.config import Config
 from captioning.data.collate import CaptionBatch
 from captioning.model.losses import count_in_top5, perplexity, token_loss
 from captioning.training.objectives.objective import Losses, StepScope
@@ -15,7 +17,13 @@ from captioning.training.objectives.objective import Losses, StepScope
 class CrossEntropy:
     """Mean over the step's target tokens, and the decoder's penalty."""
 
+    needs_references: ClassVar[bool] = False
+
     label_smoothing: float = 0.0
+
+    @classmethod
+    def of(cls, config: Config, experiment: object) -> "CrossEntropy":
+        return cls(config.optim.label_smoothing)
 
     def losses(self, model: nn.Module, batch: CaptionBatch, scope: StepScope) -> Losses:
         logits, penalty = model(batch.images, batch.captions, batch.valid)

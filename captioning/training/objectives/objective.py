@@ -2,11 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from torch import Tensor, nn
 
+from captioning.config import Config
 from captioning.data.collate import CaptionBatch
+
+if TYPE_CHECKING:
+    from captioning.training.preparation import Experiment
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,12 @@ class StepScope:
     detailed: bool = False
 
 
+def scope_alone(step: int, micro_batches: list[CaptionBatch], detailed: bool = False) -> StepScope:
+    """The scope of a step that one process takes alone, with these micro-batches."""
+    images, targets = sum(len(batch.keys) for batch in micro_batches), sum(batch.targets for batch in micro_batches)
+    return StepScope(step, float(images), float(targets), 1, detailed)
+
+
 @dataclass(frozen=True)
 class Losses:
     """A micro-batch's part of the step's loss, [] with gradient, and of what is logged.
@@ -39,6 +49,13 @@ class Losses:
 
 class Objective(Protocol):
     """An objective of training. A new one is a file beside this one and a line in ``OBJECTIVES``."""
+
+    needs_references: ClassVar[bool]  # whether ``prepare`` counts the training captions' n-grams for it
+
+    @classmethod
+    def of(cls, config: Config, experiment: "Experiment") -> "Objective":
+        """The one that a run's config asks for, made on every rank after rank 0 prepared the run."""
+        ...
 
     def losses(self, model: nn.Module, batch: CaptionBatch, scope: StepScope) -> Losses:
         """Run the model on a micro-batch on its device. It is called exactly once, also for a batch without images:

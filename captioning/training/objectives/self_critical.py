@@ -7,15 +7,19 @@ gradient of the mean expected reward over the step's images.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from captioning.config import Config
 from captioning.data.collate import CaptionBatch
 from captioning.data.padded_captions import PaddedCaptions
+from captioning.data.vocabulary import SPECIAL
 from captioning.metrics.degenerate import distinct_captions, ends_badly, repeats
-from captioning.metrics.reward import Reward, TokenWords
+from captioning.metrics.references import load
+from captioning.metrics.reward import Reward, TokenWords, token_words
 from captioning.model.decoders.protocol import Decoder
 from captioning.model.draws import caption_keys
 from captioning.model.features import Features
@@ -23,6 +27,9 @@ from captioning.model.losses import token_loss
 from captioning.model.sampling import Samples, policy, sample
 from captioning.training.objectives.objective import Losses, StepScope
 from shards.hashing import key_of
+
+if TYPE_CHECKING:
+    from captioning.training.preparation import Experiment
 
 
 def advantages(rewards: Tensor, greedy: Tensor | None = None) -> Tensor:
@@ -91,6 +98,8 @@ class SelfCritical:
     ``cross_entropy`` is the share of the loss that stays cross-entropy on people's captions, from the same features.
     """
 
+    needs_references: ClassVar[bool] = True
+
     reward: Reward
     token_words: TokenWords
     seed: int
@@ -99,6 +108,17 @@ class SelfCritical:
     greedy: bool = False
     end_is_a_word: bool = True
     cross_entropy: float = 0.0
+
+    @classmethod
+    def of(cls, config: Config, experiment: "Experiment") -> "SelfCritical":
+        asked = config.self_critical
+        assert experiment.references is not None, "prepare counts what needs_references"
+        references = load(experiment.references)
+        reward = Reward(references, asked.cider_weight, asked.bleu4_weight)
+        return cls(
+            reward, token_words(experiment.vocabulary.words, references, len(SPECIAL)), config.seed,
+            config.data.max_words, asked.samples, asked.baseline == "greedy", asked.end_is_a_word, asked.cross_entropy,
+        )  # fmt: skip
 
     def losses(self, model: nn.Module, batch: CaptionBatch, scope: StepScope) -> Losses:
         images = np.array(batch.samples, dtype=np.int64)
@@ -124,7 +144,8 @@ class SelfCritical:
             wanted = batch.captions.targets
             likelihood, _ = token_loss(logits[targets:], wanted, scope.targets, scope.world_size)
             loss = (1 - self.cross_entropy) * loss + self.cross_entropy * likelihood
-        return Losses(loss, watched | _sums(loss, sampled, advantage, log_probabilities))
+        sums = watched | _sums(loss, sampled, advantage, log_probabilities)
+        return Losses(loss, {name: value.to(loss.device) for name, value in sums.items()})
 
     def _rewards(self, drawn: Samples, images: np.ndarray) -> tuple[Tensor, dict[str, Tensor]]:
         """Rewards float64 [B, K or K + 1], and what tells how the K samples go wrong."""
@@ -148,15 +169,15 @@ class SelfCritical:
         means = {name: sums[name] / samples for name in _SUMS if name not in ("objective", "samples")}
         return {
             "train/objective": sums["objective"] / scope.world_size,
-            "self_critical/reward": means["reward"],
-            "self_critical/baseline": means["baseline"],
-            "self_critical/advantage": means["absolute_advantage"],
-            "self_critical/log_probability": means["log_probability"],
-            "self_critical/tokens_per_caption": means["words"],
-            "self_critical/distinct_share": means["distinct"],
-            "self_critical/bad_end_share": means["ended_badly"],
-            "self_critical/repetition_share": means["repeated"],
-            "self_critical/cut_share": means["cut"],
+            "train/reward": means["reward"],
+            "train/baseline": means["baseline"],
+            "train/advantage": means["absolute_advantage"],
+            "train/log_probability": means["log_probability"],
+            "train/caption_length": means["words"],
+            "train/distinct_fraction": means["distinct"],
+            "train/bad_ending_fraction": means["ended_badly"],
+            "train/repetition_fraction": means["repeated"],
+            "train/cut_fraction": means["cut"],
         }
 
 
