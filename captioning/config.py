@@ -102,6 +102,7 @@ class TrainConfig:
     world_size: int | None = None  # refuse to start with another number of processes
     max_skipped_steps: int = 20  # this many steps in a row without a finite gradient end the run
     hang_seconds: int | None = 600  # so long without progress, and every rank says where it is; null: never
+    scheduled_sampling: float = 0.0  # this share of the words read are the model's own at the end, growing from 0
     ema_decay: float | None = None  # keep an average of the weights that forgets at this rate, and caption with it
     sync_batch_norm: bool = False  # BatchNorm over the micro-batches of all ranks; GPUs only
     compile: bool = False  # torch.compile the encoder's stages
@@ -188,6 +189,7 @@ IDENTITY = (
     "seed",
     "init_from",
     "train.objective",
+    "train.scheduled_sampling",
     "self_critical.samples",
     "self_critical.baseline",
     "self_critical.cider_weight",
@@ -385,7 +387,14 @@ def _impossible(config: Config) -> list[str]:
     at_least_zero += ["self_critical.cider_weight", "self_critical.bleu4_weight"]
     positive = ["optim.encoder_lr", "optim.decoder_lr", "optim.layerwise_lr_decay", "optim.max_grad_norm"]
     positive += ["data.cache_gb", "optim.decay_factor"]
-    below_one = ["optim.momentum", "data.color_jitter", "decoder.dropout", "optim.label_smoothing", "train.ema_decay"]
+    below_one = [
+        "optim.momentum",
+        "data.color_jitter",
+        "train.scheduled_sampling",
+        "decoder.dropout",
+        "optim.label_smoothing",
+        "train.ema_decay",
+    ]
     below_one += ["self_critical.cross_entropy"]
     values = flat(config)
     mistakes = [f"{k}: {values[k]} must be at least 1" for k in at_least_one if values[k] is not None and values[k] < 1]
@@ -396,6 +405,8 @@ def _impossible(config: Config) -> list[str]:
     mistakes += _unfitting_encoder(config.encoder)
     mistakes += _unfitting_decoder(config)
     mistakes += _unfitting_schedule(config)
+    if config.train.scheduled_sampling and config.train.objective != "cross_entropy":
+        mistakes.append("train.scheduled_sampling: only train.objective=cross_entropy reads captions of people")
     mistakes += _unfitting_self_critical(config.self_critical)
     if config.evaluate.patience is not None and config.data.val is None:
         mistakes.append("evaluate.patience: needs data.val, a validation split to watch")
