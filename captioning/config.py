@@ -16,6 +16,7 @@ from shards.errors import InputError, listed
 class DataConfig:
     train: str = ""  # the training split's NAME.json, written by launch.pack: a path, a URL, or a pipe: command
     val: str | None = None  # the validation split's NAME.json; null: train without validating
+    test: str | None = None  # the test split's NAME.json, scored once, at the end, with the best checkpoint; null: none
     captions_per_image: int = 5  # an image is encoded once for this many captions; more rotate over the epochs
     min_word_freq: int = 4  # a word must occur this often in the training captions, else it is <unk>
     vocabulary_size: int | None = None  # most words of the vocabulary, the most frequent; null: as many as there are

@@ -72,7 +72,9 @@ def test_the_share_grows_from_nothing_and_an_empty_micro_batch_takes_part():
     losses = []
     for step in (0, 1, 9):
         scope = StepScope(step, 4, batch.targets, 1)
-        losses.append([float(o.losses(tiny("lstm").eval(), batch, scope).loss.detach()) for o in (CrossEntropy(), objective)])
+        losses.append(
+            [float(o.losses(tiny("lstm").eval(), batch, scope).loss.detach()) for o in (CrossEntropy(), objective)]
+        )
     assert losses[0][0] == losses[0][1] and losses[2][0] != losses[2][1]
     empty = replace(batch, images=x[:0], captions=pad_captions([]), samples=())
     model = tiny("lstm", trainable="all").train()

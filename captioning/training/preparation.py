@@ -219,6 +219,11 @@ def _splits(config: Config) -> tuple[Index, Index | None]:
     val = open_split(config.data.val, config) if config.data.val else None
     if val is not None and val.fingerprint == train.fingerprint:
         raise InputError(f"data.val={config.data.val} holds the very samples of data.train: scores would mean nothing.")
+    if config.data.test is not None:
+        test = open_split(config.data.test, config)  # what is wrong with it is said before training, not after
+        for name, other in (("train", train), ("val", val)):
+            if other is not None and other.fingerprint == test.fingerprint:
+                raise InputError(f"data.test={config.data.test} holds the very samples of data.{name}.")
     return train, val
 
 

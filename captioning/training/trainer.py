@@ -22,6 +22,7 @@ from captioning.distributed.watchdog import Watchdog
 from captioning.runs import run_folder
 from captioning.runs.saver import Saver
 from captioning.training.best import why_stop_early
+from captioning.training.final_scores import score_test_split
 from captioning.training.ledger import Ledger, cut_ledgers
 from captioning.training.monitor import Clock, Monitor, start_up_table
 from captioning.training.objectives import OBJECTIVES, StepScope, scope_alone
@@ -135,12 +136,31 @@ class Trainer:
         """Steps until the last, or until a rank is told to stop; validates and saves on the way."""
         try:
             self._fit()
-            status = "finished"
+            self._save(last=True)
+            self._test()
+            return "finished"
         except StoppedError as stopped:
-            self.why, status = f", stopped by {stopped}", "preempted"
+            self.why = f", stopped by {stopped}"
             self.monitor.say(f"{stopped} received: saving at step {self.state.step} and stopping")
         self._save(last=True)
-        return status
+        return "preempted"
+
+    def _test(self) -> None:
+        """Score the test split, if there is one.
+
+        Raises:
+            StoppedError: when a rank is told to stop: the same command then does it.
+        """
+
+        def on_round() -> None:
+            self._at("captioning the test split")
+            if self.ranks.all_reduce_sum([self.stop.received is not None])[0]:
+                raise stopped_by(self.ranks.all_gather(self.stop.received))
+
+        self._at("captioning the test split")
+        document = score_test_split(self.config, self.ranks, self.accelerator.device, on_round)
+        if document is not None:
+            self.monitor.tested(document["step"], document["scores"])
 
     def _fit(self) -> None:
         steps = self.batches.steps(self.state.step, self.total_steps)
