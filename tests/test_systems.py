@@ -72,8 +72,8 @@ def test_a_system_learns_and_captions(name, scene_shards, tmp_path):
     )
     batches, vocabulary = train_batches(config, scene_shards, tmp_path)
     batch, train_step = batches.read(0), stepper_of(config, vocabulary)
-    losses = [float(train_step.step(scope_alone(step, [batch]), [batch]).sums["loss"]) for step in range(3)]
-    assert losses[-1] < losses[0]
+    losses = [float(train_step.step(scope_alone(step, [batch]), [batch]).sums["loss"]) for step in range(6)]
+    assert min(losses[-2:]) < losses[0]
     model = train_step.captioner.eval()
     found = search([model], batch.images, options_of(config.evaluate), config.data.max_words)
     assert [len(of_image) for of_image in found] == [config.evaluate.beam_size] * 2
@@ -130,9 +130,9 @@ def test_a_continued_run_is_the_uninterrupted_one(kind, scene_shards, tmp_path, 
 
 
 def test_backbones_have_the_features_the_systems_are_built_on():
-    sizes = {name: build_encoder(load(name).encoder).feature_size for name in SYSTEMS if "101" not in name}
-    assert sizes.pop("classes_mobilenet_lstm") == 1280
-    assert set(sizes.values()) == {2048}
+    sizes = {name: build_encoder(load(name).encoder).feature_size for name in SYSTEMS if "101" not in load(name).encoder.name}
+    assert {size for name, size in sizes.items() if "mobilenet" in name} == {1280}
+    assert {size for name, size in sizes.items() if "mobilenet" not in name} == {2048}
 
 
 @pytest.mark.parametrize(
