@@ -32,12 +32,15 @@ RENAMED = {
 
 def _lstm_limits(config: "Config") -> list[str]:
     if config.encoder.grid_size is not None:
-        return ["encoder.grid_size: decoder.name=lstm sees no grid; this is for attention and transformer"]
+        return ["encoder.grid_size: decoder.name=lstm sees no grid; this is for those that look"]
     return []
 
 
 def _attention_limits(config: "Config") -> list[str]:
-    return ["decoder.num_layers: decoder.name=attention has one layer"] if config.decoder.num_layers != 1 else []
+    decoder = config.decoder
+    if decoder.num_layers != 1:
+        return [f"decoder.num_layers: decoder.name={decoder.name} has its own layers; leave it at 1"]
+    return []
 
 
 def _transformer_limits(config: "Config") -> list[str]:
@@ -54,6 +57,7 @@ DECODERS: dict[str, Callable[["Config"], list[str]]] = {
     "lstm": _lstm_limits,
     "attention": _attention_limits,
     "transformer": _transformer_limits,
+    "updown": _attention_limits,
 }
 
 
@@ -63,6 +67,9 @@ class DataConfig:
 
     train: str = setting("", "training split's NAME.json: a path, a URL, or a pipe: command", required=True)
     val: str | None = setting(None, "validation split's NAME.json; null: train without validating")
+    test: str | None = setting(
+        None, "test split's NAME.json, scored once, at the end, with the best checkpoint; null: none"
+    )
     captions_per_image: int = setting(
         5, "an image is encoded once for this many captions; more rotate over the epochs", at_least=1, identity=True
     )
@@ -81,13 +88,32 @@ class DataConfig:
         at_least=1,
         identity=True,
     )
-    resize_size: int = setting(256, "shorter side in pixels before the crop", at_least=1, identity=True)
-    image_size: int = setting(
-        224, "side of the square crop in pixels: random in training, central elsewhere", at_least=1, identity=True
+    crop_mode: Literal["crop", "squash", "pad"] = setting(
+        "crop",
+        "crop: a square of the image, random in training, central elsewhere; squash: the whole image stretched to a "
+        "square; pad: the whole image in its own shape, on the mean colour, which no decoder looks at",
+        identity=True,
     )
+    resize_size: int = setting(256, "for crop: shorter side in pixels before the crop", at_least=1, identity=True)
+    image_size: int = setting(224, "side of the square that the model sees, in pixels", at_least=1, identity=True)
     flip: bool = setting(
         True, "mirror half of the training images; not for captions that say left and right", identity=True
     )
+    random_resized_crop: float | None = setting(
+        None,
+        "train on random regions of at least this share of the area; null: do not",
+        above=0,
+        at_most=1,
+        identity=True,
+    )
+    color_jitter: float = setting(
+        0.0,
+        "brightness, contrast and saturation change by up to this share in training",
+        at_least=0,
+        below=1,
+        identity=True,
+    )
+    rand_augment: bool = setting(False, "two random operations of RandAugment on each training image", identity=True)
     num_workers: int | None = setting(
         None, "loader processes a rank; null: the machine's cores shared out, at most 8", at_least=0
     )
@@ -161,7 +187,7 @@ class EncoderConfig:
     )
     grid_size: int | None = setting(
         None,
-        "for attention, transformer: pool the feature map to this side; null: keep the encoder's",
+        "for decoders that look: pool the feature map to this side; null: keep the encoder's",
         at_least=1,
         identity=True,
     )
@@ -173,13 +199,17 @@ class DecoderConfig:
 
     name: str = setting(
         "lstm",
-        "lstm sees the image once, as one vector; attention (an LSTM too) and transformer see its grid at every word",
+        "lstm sees the image once, as one vector; attention (an LSTM), updown (two) and transformer look at its grid "
+        "at every word",
         choices=DECODERS,
         identity=True,
     )
     embedding_size: int = setting(256, "width of a word's embedding", at_least=1, identity=True)
     hidden_size: int = setting(512, "width of the LSTM's or transformer's state", at_least=1, identity=True)
     num_layers: int = setting(1, "layers of the LSTM or transformer", at_least=1, identity=True)
+    encoder_layers: int = setting(
+        0, "of the transformer: layers in which the grid's places look at each other first", at_least=0, identity=True
+    )
     num_heads: int = setting(8, "for transformer: attention heads", at_least=1, identity=True)
     dropout: float = setting(
         0.0,
@@ -188,6 +218,7 @@ class DecoderConfig:
         below=1,
         identity=True,
     )
+    dropout_at: Literal["all", "layers"] = setting("all", "of lstm: everywhere, or between layers alone", identity=True)
     doubly_stochastic_weight: float = setting(
         1.0,
         "for attention: weight of looking at every place once; less for a small grid",
@@ -213,6 +244,13 @@ class TrainConfig:
     max_skipped_steps: int = setting(20, "this many steps in a row without a finite gradient end the run", at_least=1)
     hang_seconds: int | None = setting(
         600, "after this long without progress every rank says where it is; null: never", at_least=1, at_most=10**7
+    )
+    scheduled_sampling: float = setting(
+        0.0,
+        "this share of the words read are the model's own at the end, growing from 0",
+        at_least=0,
+        below=1,
+        identity=True,
     )
     ema_decay: float | None = setting(
         None, "keep an average of the weights that forgets at this rate, and caption with it", at_least=0, below=1
@@ -246,13 +284,25 @@ class SelfCriticalConfig:
 class OptimConfig:
     """Optimizer and learning rates."""
 
+    name: Literal["adamw", "adam", "sgd"] = setting(
+        "adamw", "adam adds weight decay to the gradient, adamw to the update", identity=True
+    )
+    momentum: float = setting(0.9, "of sgd", at_least=0, below=1)
     encoder_lr: float = setting(1e-4, "learning rate of the encoder's trained stages", above=0)
     decoder_lr: float = setting(1e-3, "learning rate of the decoder and the projection of the image feature", above=0)
-    weight_decay: float = setting(0.0, "AdamW's, of weight matrices", at_least=0)
+    weight_decay: float = setting(0.0, "of weight matrices", at_least=0)
     warmup_steps: int = setting(0, "steps in which the learning rate rises from 0", at_least=0)
-    schedule: Literal["constant", "linear", "cosine"] = setting(
-        "constant", "after the warm-up; linear and cosine fall to 0 at the end"
+    encoder_warmup_steps: int = setting(
+        0, "steps in which the encoder's learning rate rises again, from the step that unfreezes it", at_least=0
     )
+    schedule: Literal["constant", "linear", "cosine", "step", "plateau", "noam"] = setting(
+        "constant",
+        "after the warm-up: linear and cosine fall to 0 at the end; step falls by decay_factor every decay_steps; "
+        "plateau falls by it after every decay_patience validations in a row without a better one; noam as 1 / sqrt(step)",
+    )
+    decay_factor: float = setting(0.5, "for step, plateau: learning rates are multiplied by this", above=0)
+    decay_steps: int | None = setting(None, "for step: steps between two falls", at_least=1)
+    decay_patience: int = setting(3, "for plateau; evaluate.best_metric says what is better", at_least=1)
     layerwise_lr_decay: float = setting(
         1.0, "each encoder stage's learning rate is this times that of the stage above it", above=0
     )
@@ -386,14 +436,39 @@ def from_dict(values: Any, where: str) -> Config:
 
 def _impossible(config: Config) -> list[str]:
     """Settings that are right by themselves and cannot be together."""
-    mistakes = _unfitting_encoder(config.encoder) + DECODERS[config.decoder.name](config)
-    mistakes += _unfitting_self_critical(config.self_critical)
+    mistakes = _unfitting_encoder(config.encoder) + _unfitting_options(config.decoder)
+    mistakes += DECODERS[config.decoder.name](config)
+    mistakes += _unfitting_self_critical(config.self_critical) + _unfitting_schedule(config)
+    if config.train.scheduled_sampling and config.train.objective != "cross_entropy":
+        mistakes.append("train.scheduled_sampling: only train.objective=cross_entropy reads captions of people")
     if config.evaluate.patience is not None and config.data.val is None:
         mistakes.append("evaluate.patience: needs data.val, a validation split to watch")
-    if config.data.resize_size < config.data.image_size:
+    if config.data.crop_mode == "crop" and config.data.resize_size < config.data.image_size:
         mistakes.append("data.resize_size: must not be smaller than data.image_size, the crop taken from it")
     if (config.train.epochs is None) == (config.train.total_steps is None):
         mistakes.append("train.epochs, train.total_steps: give exactly one of the two")
+    return mistakes
+
+
+def _unfitting_options(decoder: DecoderConfig) -> list[str]:
+    """Options of another decoder than the one that is named."""
+    mistakes = []
+    if decoder.name != "transformer" and decoder.encoder_layers:
+        mistakes.append("decoder.encoder_layers: only decoder.name=transformer has them")
+    if decoder.dropout_at != "all" and (decoder.name != "lstm" or decoder.num_layers == 1):
+        mistakes.append("decoder.dropout_at: layers is for decoder.name=lstm with decoder.num_layers of 2 or more")
+    return mistakes
+
+
+def _unfitting_schedule(config: Config) -> list[str]:
+    """A schedule that lacks what it goes by."""
+    optim, mistakes = config.optim, []
+    if (optim.schedule == "step") != (optim.decay_steps is not None):
+        mistakes.append("optim.decay_steps: optim.schedule=step needs it, and no other does")
+    if optim.schedule == "plateau" and config.data.val is None:
+        mistakes.append("optim.schedule: plateau needs data.val, a validation split to watch")
+    if optim.schedule == "noam" and not optim.warmup_steps:
+        mistakes.append("optim.warmup_steps: optim.schedule=noam needs a warm-up, whose end is its peak")
     return mistakes
 
 

@@ -96,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
         "--compare", type=Path, nargs=2, metavar=("A", "B"), help="two run folders or results files: a paired test"
     )
     parser.add_argument("--captions", type=Path, metavar="FILE", help="references of results: COCO captions, NAME.json")
-    parser.add_argument("--split", default="val", help="val, train, or the path of any split's NAME.json (val)")
+    parser.add_argument("--split", default="val", help="val, test, train, or the path of any split's NAME.json (val)")
     parser.add_argument("--beam", type=at_least_one, metavar="N", help="beam size (the run's evaluate.beam_size)")
     add_sampling_arguments(parser)
     parser.add_argument("--seed", type=int, default=0, help="of --temperature (0)")

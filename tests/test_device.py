@@ -14,7 +14,7 @@ from captioning.model.captioner import Captioner
 from captioning.model.losses import count_in_top5, token_loss
 from captioning.training.ema import WeightAverage
 
-KINDS = ["lstm", "attention", "transformer"]
+KINDS = ["lstm", "attention", "transformer", "updown"]
 DEVICE = torch.device("meta")
 
 
@@ -26,7 +26,7 @@ def captions() -> PaddedCaptions:
 
 
 def captioner(kind: str) -> Captioner:
-    config = DecoderConfig(kind, 12, 12, 1 if kind == "attention" else 2, num_heads=3, dropout=0.1)
+    config = DecoderConfig(kind, 12, 12, 1 if kind in ("attention", "updown") else 2, num_heads=3, dropout=0.1)
     return Captioner(Config(encoder=EncoderConfig("resnet18", trainable="layer4"), decoder=config), 9).to(DEVICE)
 
 

@@ -119,7 +119,7 @@ def test_whatever_a_check_meets_is_told_and_no_crash():
     assert (size(999), size(1_500_000)) == ("999 bytes", "1.5 MB")
 
 
-@pytest.mark.parametrize("kind", ["lstm", "attention", "transformer"])
+@pytest.mark.parametrize("kind", ["lstm", "attention", "transformer", "updown"])
 def test_what_is_tried_on_a_gpu_runs(empty_config, tmp_path, kind):
     """The pass whose memory is tried, on a CPU: of as many images, the longest captions, and every decoder."""
     config = load_config(empty_config, settings(tmp_path, tmp_path, decoder__name=kind, train__epochs=1))

@@ -24,7 +24,7 @@ from captioning.data.vocabulary import END
 from captioning.model.captioner import Captioner
 from captioning.model.encoders import build_encoder
 from captioning.model.encoders.compiling import compile_stages
-from captioning.training.optim import adamw, set_lrs
+from captioning.training.optim import build_optimizer, set_lrs
 from shards.errors import InputError
 from tests.conftest import ROOT
 
@@ -183,7 +183,7 @@ def test_a_vit_has_a_rate_for_each_block_and_its_positions_do_not_decay():
     config = from_sections(EncoderConfig("vit_b_32", trainable="all"), DecoderConfig("lstm", 8, 8, 1))
     with torch.device("meta"):
         model = Captioner(config, 9)
-    optimizer = adamw(model, OptimConfig(encoder_lr=1e-4, layerwise_lr_decay=0.5, weight_decay=0.1))
+    optimizer = build_optimizer(model, OptimConfig(encoder_lr=1e-4, layerwise_lr_decay=0.5, weight_decay=0.1))
     rates = set_lrs(optimizer, 1.0)
     assert [rates[f"encoder-block{n}"] for n in (12, 11, 1)] == pytest.approx([1e-4, 5e-5, 1e-4 * 0.5**11])
     decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
@@ -199,7 +199,7 @@ def test_swin_and_convnext_spare_what_is_no_matrix_of_weights():
     ):
         with torch.device("meta"):
             model = Captioner(from_sections(EncoderConfig(name, trainable="all"), DecoderConfig("lstm", 8, 8, 1)), 9)
-        groups = adamw(model, OptimConfig(weight_decay=0.1)).param_groups
+        groups = build_optimizer(model, OptimConfig(weight_decay=0.1)).param_groups
         decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
         spared = {
             n.rsplit(".", 1)[-1] for n, p in model.encoder.named_parameters() if p.dim() > 1 and id(p) not in decayed
@@ -255,7 +255,7 @@ def test_resnet_sees_a_grid_of_14_at_448_pixels():
         "test",
     )
     with torch.no_grad():
-        assert Captioner(config, 9).eval().encode(images(1, 448)).shape == (1, 14 * 14, 512)
+        assert Captioner(config, 9).eval().encode(images(1, 448)).grid.shape == (1, 14 * 14, 512)
 
 
 @pytest.mark.parametrize(

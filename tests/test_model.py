@@ -11,7 +11,8 @@ from captioning.data.vocabulary import END, PAD, START
 from captioning.model.captioner import Captioner
 from shards.errors import InputError
 
-KINDS = ["lstm", "attention", "transformer"]
+KINDS = ["lstm", "attention", "transformer", "updown"]
+LOOKING = KINDS[1:]
 
 
 def images(count=2, size=64):
@@ -25,7 +26,12 @@ def tiny(kind="lstm", **encoder) -> Captioner:
 
 
 def tiny_decoder(kind: str, **changes) -> DecoderConfig:
-    sizes = {"embedding_size": 12, "hidden_size": 12, "num_heads": 3, "num_layers": 1 if kind == "attention" else 2}
+    sizes = {
+        "embedding_size": 12,
+        "hidden_size": 12,
+        "num_heads": 3,
+        "num_layers": 1 if kind in ("attention", "updown") else 2,
+    }
     return DecoderConfig(kind, **{**sizes, **changes})
 
 
@@ -196,15 +202,15 @@ def test_one_image_trains_without_batch_statistics(kind):
     assert all(module.training for module in model.modules()), "the mode is as before"
 
 
-@pytest.mark.parametrize("kind", ["attention", "transformer"])
+@pytest.mark.parametrize("kind", LOOKING)
 def test_the_grid_is_the_feature_map_row_by_row(kind):
     """A bright corner of the image is nearest in the same corner of the grid, and the size is as configured."""
     model = tiny(kind, grid_size=4).eval()
-    assert model.encode(images(2, 64)).shape == (2, 16, 512)
+    assert model.encode(images(2, 64)).grid.shape == (2, 16, 512)
     native = tiny(kind).eval()
     dark, bright = torch.zeros(1, 3, 256, 256, dtype=torch.uint8), torch.zeros(1, 3, 256, 256, dtype=torch.uint8)
     bright[:, :, 32:64, 192:224] = 255  # row 1, column 6 of 8
-    changed = (native.encode(bright) - native.encode(dark)).norm(dim=2)[0]
+    changed = (native.encode(bright).grid - native.encode(dark).grid).norm(dim=2)[0]
     assert changed.argmax() == 8 + 6
 
 
@@ -212,6 +218,9 @@ def test_a_decoder_that_cannot_be_is_refused():
     cases = (
         ({"encoder": {"grid_size": 7}}, "encoder.grid_size"),
         ({"decoder": {"name": "attention", "num_layers": 2}}, "decoder.num_layers"),
+        ({"decoder": {"name": "updown", "num_layers": 2}}, "decoder.num_layers"),
+        ({"decoder": {"name": "updown", "encoder_layers": 2}}, "decoder.encoder_layers"),
+        ({"decoder": {"dropout_at": "layers"}}, "decoder.dropout_at"),
         ({"decoder": {"name": "transformer"}}, "decoder.embedding_size"),
         ({"decoder": {"name": "transformer", "embedding_size": 36, "hidden_size": 36}}, "decoder.num_heads"),
     )

@@ -110,9 +110,10 @@ def test_validation_loss_is_that_of_every_caption_word_by_word(watched, scene_sh
     images = EvaluationBatches(index, preprocessing_of(config))[0, len(index)].images
     losses = []
     with torch.no_grad():
-        for number, feature in enumerate(model.encode(images)):
+        features = model.encode(images)
+        for number in range(len(images)):
             for caption in captions.of(number):
-                state, previous = model.decoder.start(feature[None]), START
+                state, previous = model.decoder.start(features[number : number + 1]), START
                 for word in [*map(int, caption), END]:
                     logits, state = model.decoder.step(state, torch.tensor([previous]))
                     losses.append(-float(torch.log_softmax(logits, dim=-1)[0, word]))

@@ -108,7 +108,7 @@ def test_a_camera_s_rotation_and_transparency_count_for_opened_images_too(predic
     buffer = io.BytesIO()
     see_through.save(buffer, "PNG")
     given = [tmp_path / "turned.png", Image.open(tmp_path / "turned.png"), buffer.getvalue(), see_through]
-    tensors = [predictor._read(image) for image in given]
+    tensors = [predictor._read(image).pixels for image in given]
     assert torch.equal(tensors[0], tensors[1]) and torch.equal(tensors[2], tensors[3])
     assert tensors[2].min() == 255, "transparent is white"
 
@@ -192,7 +192,7 @@ def test_beams_and_ensembles(run, predictor, pictures, tmp_path):
     words = Vocabulary(UNTRAINED_WORDS.words[:-1])
     with pytest.raises(InputError, match="another vocabulary"):
         Predictor.from_checkpoint([run, untrained_run(tmp_path / "c", vocabulary=words)])
-    with pytest.raises(InputError, match="another size"):
+    with pytest.raises(InputError, match="sees images otherwise"):
         Predictor.from_checkpoint([run, untrained_run(tmp_path / "d", data__resize_size=64, data__image_size=64)])
 
 

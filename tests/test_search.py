@@ -27,7 +27,7 @@ class Patches(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.colours(nn.functional.adaptive_avg_pool2d(images.float() / 64 - 2, 3))
 
-    def pooled(self, images: torch.Tensor) -> torch.Tensor:
+    def pooled(self, images: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
         return self(images).mean(dim=(2, 3))
 
 

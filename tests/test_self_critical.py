@@ -15,6 +15,7 @@ from captioning.data.vocabulary import END, SPECIAL
 from captioning.metrics import references as counted
 from captioning.metrics.reward import Reward, token_words
 from captioning.model.decoders.lstm import LstmDecoder
+from captioning.model.features import Features
 from captioning.model.sampling import Samples, policy
 from captioning.training.objectives import OBJECTIVES, CrossEntropy, SelfCritical, StepScope, self_critical
 from captioning.training.objectives.self_critical import advantages, policy_loss
@@ -40,8 +41,8 @@ class Tiny:
 
     def __init__(self):
         torch.manual_seed(1)
-        self.decoder = LstmDecoder(tiny_decoder("lstm", num_layers=1, dropout=0.0), 12, 6)
-        self.features = torch.randn(2, 12)
+        self.decoder = LstmDecoder(config := tiny_decoder("lstm", num_layers=1, dropout=0.0), config.embedding_size, 6)
+        self.features = Features(torch.randn(2, 12))
         self.rewards = torch.rand(2, len(EVERY), dtype=torch.float64)
         self.captions = as_samples([EVERY]).padded()
         starts = self.captions.lengths.cumsum(0) - self.captions.lengths

@@ -82,8 +82,8 @@ def reference(overrides: list[str], config: Path, folder: Path, steps: int) -> d
         order = EpochOrder(len(index), index.fingerprint, c.seed, epoch, c.train.global_batch_size)
         total, tokens = torch.zeros(()), 0
         for sample in order.samples(start, stop).tolist():
-            image = preprocessing.for_training(read_sample(index, sample).image_bytes, c.seed, epoch, sample)
-            feature = model.encode(image[None])
+            view = preprocessing.for_training(read_sample(index, sample).image_bytes, c.seed, epoch, sample)
+            feature = model.encode(view.pixels[None])
             for caption in choose_captions(captions.of(sample), c.data.captions_per_image, epoch):
                 words = [int(word) for word in caption]
                 state, previous = model.decoder.start(feature), START

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from captioning.data.padded_captions import PaddedCaptions
+from captioning.data.transforms import View
 from captioning.data.vocabulary import END, PAD
 from shards.dataset import Part
 from shards.reader import UnreadableSample
@@ -19,7 +20,8 @@ from shards.reader import UnreadableSample
 class CaptionBatch:
     """One micro-batch: B images, each once, and their N captions. Unreadable samples are listed, and in no tensor.
 
-    Shapes: ``images`` uint8 [B, 3, S, S]; of ``captions``, see there.
+    Shapes: ``images`` uint8 [B, 3, S, S]; ``valid`` int32 [B, 4], where in them the image is (see View), None: it is
+    everywhere; of ``captions``, see there.
     """
 
     step: int
@@ -29,6 +31,7 @@ class CaptionBatch:
     keys: tuple[str, ...]  # of the B images
     unreadable: tuple[UnreadableSample, ...]
     samples: tuple[int, ...] = ()  # numbers of the B images in the split
+    valid: Tensor | None = None
 
     def to(self, device: torch.device) -> "CaptionBatch":
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
@@ -41,7 +44,8 @@ class CaptionBatch:
         return self._each(Tensor.pin_memory)
 
     def _each(self, move: Callable[[Tensor], Tensor]) -> "CaptionBatch":
-        return replace(self, images=move(self.images), captions=self.captions.each(move))
+        valid = None if self.valid is None else move(self.valid)
+        return replace(self, images=move(self.images), captions=self.captions.each(move), valid=valid)
 
     @property
     def targets(self) -> int:
@@ -51,11 +55,17 @@ class CaptionBatch:
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Images to caption: uint8 [B, 3, S, S], and each one's number in the split; unreadable ones are listed apart."""
+    """Images to caption: uint8 [B, 3, S, S], and each one's number in the split; unreadable ones are listed apart.
+    ``valid`` as in CaptionBatch."""
 
     images: Tensor
     samples: tuple[int, ...]
     unreadable: tuple[UnreadableSample, ...]
+    valid: Tensor | None = None
+
+    def to(self, device: torch.device) -> "ImageBatch":
+        valid = None if self.valid is None else self.valid.to(device)
+        return replace(self, images=self.images.to(device), valid=valid)
 
 
 class PixelBuffer:
@@ -69,21 +79,29 @@ class PixelBuffer:
             shared = torch.UntypedStorage._new_shared(math.prod(shape))
             self._rows = torch.empty(0, dtype=torch.uint8).set_(shared).view(shape)
         self._count = 0
+        self._valid: list[tuple[int, int, int, int]] = []
 
-    def add(self, image: Tensor) -> None:
-        """One more, uint8 [3, S, S]."""
-        self._rows[self._count].copy_(image.permute(1, 2, 0))
+    def add(self, view: View) -> None:
+        """One more."""
+        self._rows[self._count].copy_(view.pixels.permute(1, 2, 0))
         self._count += 1
+        if view.valid is not None:
+            self._valid.append(view.valid)
 
     @property
     def images(self) -> Tensor:
         """uint8 [B, 3, S, S], channels last in memory: as decoders write them and convolutions like them."""
         return self._rows[: self._count].permute(0, 3, 1, 2)
 
+    @property
+    def valid(self) -> Tensor | None:
+        """int32 [B, 4]; None where no image was padded."""
+        return torch.tensor(self._valid, dtype=torch.int32) if self._valid else None
+
 
 @dataclass(frozen=True)
 class CaptionCollate:
-    """A ShardDataset's ``collate``: image [3, S, S] and captions of each sample -> CaptionBatch, maybe an empty one."""
+    """A ShardDataset's ``collate``: View and captions of each sample -> CaptionBatch, maybe an empty one."""
 
     image_size: int
 
@@ -93,14 +111,14 @@ class CaptionCollate:
         for sample, (key, decoded) in zip(part.places, part, strict=True):
             if isinstance(decoded, UnreadableSample):
                 continue
-            image, of_image = decoded
-            pixels.add(image)
+            view, of_image = decoded
+            pixels.add(view)
             captions.append(of_image)
             keys.append(key)
             samples.append(sample)
         padded = pad_captions(captions)
-        unreadable = tuple(part.unreadable)
-        return CaptionBatch(part.step, part.epoch, pixels.images, padded, tuple(keys), unreadable, tuple(samples))
+        rest = (tuple(keys), tuple(part.unreadable), tuple(samples), pixels.valid)
+        return CaptionBatch(part.step, part.epoch, pixels.images, padded, *rest)
 
 
 def pad_captions(captions: Sequence[Sequence[np.ndarray]]) -> PaddedCaptions:

@@ -4,12 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from captioning.data.captions import EncodedCaptions
 from captioning.data.collate import CaptionCollate, ImageBatch, PixelBuffer
-from captioning.data.transforms import Preprocessing
+from captioning.data.transforms import Preprocessing, View
 from shards.dataset import EpochSample, ShardDataset
 from shards.images import UnreadableImageError
 from shards.index import Index
@@ -24,8 +23,8 @@ class CaptionDecoder:
     preprocessing: Preprocessing
     captions_per_image: int
 
-    def __call__(self, sample: EpochSample) -> tuple[Tensor, list[np.ndarray]]:
-        """Image uint8 [3, S, S]; word ids of at most ``captions_per_image`` captions.
+    def __call__(self, sample: EpochSample) -> tuple[View, list[np.ndarray]]:
+        """The image as the model sees it; word ids of at most ``captions_per_image`` captions.
 
         Raises:
             UnreadableImageError: when the sample's bytes are no image.
@@ -69,4 +68,4 @@ class EvaluationBatches(Dataset):
                 samples.append(number)
             except UnreadableImageError as error:
                 unreadable.append(unreadable_of(read, str(error)))
-        return ImageBatch(pixels.images, tuple(samples), tuple(unreadable))
+        return ImageBatch(pixels.images, tuple(samples), tuple(unreadable), pixels.valid)

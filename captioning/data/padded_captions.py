@@ -23,6 +23,9 @@ class PaddedCaptions:
     ``target_index`` int64 [M], where the targets are in the flattened ``token_ids``, row by row; ``caption_index``
     int64 [N], a caption's number among its image's; ``max_captions_per_image``, K; ``active_images``, for each of the T
     words how many images have a caption that long; and ``row_offset`` int64 [T], K times their sum over earlier words.
+
+    ``read_ids`` int64 [N, T], words that the decoder reads in place of ``token_ids`` before it predicts the next one;
+    None: those themselves, as teacher forcing has it.
     """
 
     token_ids: Tensor
@@ -33,6 +36,7 @@ class PaddedCaptions:
     row_offset: Tensor
     max_captions_per_image: int
     active_images: tuple[int, ...]
+    read_ids: Tensor | None = None
 
     @classmethod
     def of(cls, token_ids: Tensor, lengths: Tensor, image_index: Tensor) -> "PaddedCaptions":

@@ -1,7 +1,7 @@
 """Exact evaluation by any number of processes: every image captioned once, scored once, together."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -110,8 +110,8 @@ class CaptionSplit:
         self.done += len(batch.samples) + len(batch.unreadable)
         if not batch.samples:
             return None
-        batch = replace(batch, images=batch.images.to(self.device))
-        found = search([self.model], batch.images, self.options, self.config.data.max_words, batch.samples)
+        batch, max_words = batch.to(self.device), self.config.data.max_words
+        found = search([self.model], batch.images, self.options, max_words, batch.samples, batch.valid)
         for sample, best in zip(batch.samples, found, strict=True):
             self._captions[sample] = self.vocabulary.decode(best[0].ids if best else ())  # none: output not finite
         return batch

@@ -2,10 +2,9 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from captioning.data.captions import EncodedCaptions
-from captioning.data.collate import pad_captions
+from captioning.data.collate import ImageBatch, pad_captions
 from captioning.distributed.ranks import Ranks
 from captioning.model.captioner import Captioner
 
@@ -18,11 +17,11 @@ class SplitLoss:
         self.total, self.targets = 0.0, 0
 
     @torch.no_grad()
-    def add(self, images: Tensor, samples: tuple[int, ...]) -> None:
-        """uint8 [B, 3, S, S] on the model's device, and each image's number in the split; the model is in eval mode."""
-        captions = [self.captions.of(sample) for sample in samples]
-        on_device = pad_captions(captions).each(lambda tensor: tensor.to(images.device))
-        logits, _ = self.model(images, on_device)
+    def add(self, batch: ImageBatch) -> None:
+        """A batch on the model's device; the model is in eval mode."""
+        captions = [self.captions.of(sample) for sample in batch.samples]
+        on_device = pad_captions(captions).each(lambda tensor: tensor.to(batch.images.device))
+        logits, _ = self.model(batch.images, on_device, batch.valid)
         self.total += float(F.cross_entropy(logits.float(), on_device.targets, reduction="sum"))
         self.targets += len(on_device.target_index)
 

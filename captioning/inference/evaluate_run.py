@@ -39,7 +39,7 @@ def evaluate(
     run: str | Path, split: str = "val", *, beam_size: int | None = None, checkpoint: str = "best",
     device: str | None = None, java_seconds: float = 0.0,
 ) -> Evaluation:  # fmt: skip
-    """Scores of a run on ``val``, ``train`` or any split's NAME.json, in this process alone.
+    """Scores of a run on ``val``, ``test``, ``train`` or any split's NAME.json, in this process alone.
 
     METEOR and SPICE are computed too when they may take ``java_seconds`` each and Java is there.
 
@@ -67,7 +67,7 @@ def caption_run(
         InputError: when the run has no such split, or nothing of it can be read.
     """
     config = predictor.config
-    splits = {"train": config.data.train, "val": config.data.val}
+    splits = {"train": config.data.train, "val": config.data.val, "test": config.data.test}
     path = splits.get(split, split)
     if not path:
         raise InputError(f"The run has no data.{split}. Give --split the path of a split's NAME.json.")
@@ -78,7 +78,7 @@ def caption_run(
         work = CaptionSplit(predictor.model, predictor.vocabulary, index, config, ranks, predictor.device, options)
         for batch in work:
             if batch is not None:
-                loss.add(batch.images, batch.samples)
+                loss.add(batch)
             on_progress(work.done, work.stop - work.start)
         captions = work.gather()
         mean = loss.mean(ranks)

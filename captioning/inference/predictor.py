@@ -19,7 +19,7 @@ from torch import Tensor
 from captioning import config as configuration
 from captioning.config import Config
 from captioning.data import vocabulary as vocab
-from captioning.data.transforms import Preprocessing, preprocessing_of
+from captioning.data.transforms import Preprocessing, View, preprocessing_of
 from captioning.data.vocabulary import Vocabulary
 from captioning.inference import model_bundle
 from captioning.inference.model_bundle import ModelBundle
@@ -95,8 +95,10 @@ class Predictor:
         for path, other in zip(runs[1:], exported[1:], strict=True):
             if other.vocabulary != first.vocabulary:
                 raise InputError(f"{path} has another vocabulary than {runs[0]}: they cannot vote on words.")
-            if preprocessing_of(other.config) != preprocessing_of(first.config):
-                raise InputError(f"{path} was trained on images of another size than {runs[0]}: see data.image_size.")
+            if not preprocessing_of(other.config).evaluates_like(preprocessing_of(first.config)):
+                raise InputError(
+                    f"{path} sees images otherwise than {runs[0]}: see data.image_size, crop_mode and resize_size."
+                )
         place = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         models = tuple(_model_of(one, path).to(place) for one, path in zip(exported, runs, strict=True))
         return cls(models, first.vocabulary, first.config, first.step, place)
@@ -138,9 +140,9 @@ class Predictor:
             return self.embed([images])[0]
         vectors = [torch.empty(0, self.model.encoder.feature_size)]
         for start in range(0, len(images), batch_size):
-            pixels = [self.preprocessing.for_evaluation(opened(image)) for image in images[start : start + batch_size]]
+            views = [self.preprocessing.for_evaluation(opened(image)) for image in images[start : start + batch_size]]
             with self.autocast():
-                pooled = self.model.encoder.pooled(torch.stack(pixels).to(self.device))
+                pooled = self.model.encoder.pooled(*self._batch(views))
             vectors.append(pooled.float().cpu())
         return torch.cat(vectors)
 
@@ -161,7 +163,7 @@ class Predictor:
         options, images = options or options_of(self.config.evaluate), iter(images)
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
 
-            def begun() -> list[Future[Tensor | InputError]]:
+            def begun() -> list[Future[View | InputError]]:
                 return [pool.submit(self._read, image) for image in islice(images, batch_size)]
 
             waiting, first = begun(), 0
@@ -176,24 +178,30 @@ class Predictor:
         dtype = _AUTOCAST[self.config.precision] if self.device.type == "cuda" else None
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
-    def _read(self, image: ImageLike) -> Tensor | InputError:
+    def _batch(self, views: list[View]) -> tuple[Tensor, Tensor | None]:
+        """Images uint8 [B, 3, S, S] on the device, and where they are in the pixels int [B, 4]; None: everywhere."""
+        valid = [view.valid for view in views if view.valid is not None]
+        images = torch.stack([view.pixels for view in views]).to(self.device)
+        return images, torch.tensor(valid, device=self.device) if valid else None
+
+    def _read(self, image: ImageLike) -> View | InputError:
         try:
             return self.preprocessing.for_evaluation(opened(image))
         except InputError as error:
             return error
 
     def _captioned(
-        self, read: list[Tensor | InputError], options: SearchOptions, first: int
+        self, read: list[View | InputError], options: SearchOptions, first: int
     ) -> Iterator[Caption | InputError]:
-        good = [one for one in read if isinstance(one, Tensor)]
-        numbers = [first + i for i, one in enumerate(read) if isinstance(one, Tensor)]
+        good = [one for one in read if isinstance(one, View)]
+        numbers = [first + i for i, one in enumerate(read) if isinstance(one, View)]
         found: Iterator[list[Hypothesis]] = iter(())
         if good:
             with self.autocast():
-                batch = torch.stack(good).to(self.device)
-                found = iter(search(self.models, batch, options, self.config.data.max_words, numbers))
+                images, valid = self._batch(good)
+                found = iter(search(self.models, images, options, self.config.data.max_words, numbers, valid))
         for one in read:
-            yield self._said(next(found)) if isinstance(one, Tensor) else one
+            yield self._said(next(found)) if isinstance(one, View) else one
 
     def _said(self, hypotheses: list[Hypothesis]) -> Caption | InputError:
         if not hypotheses:

@@ -12,6 +12,7 @@ from captioning.model.decoders import DECODERS
 from captioning.model.decoders.protocol import Decoder
 from captioning.model.encoders import Encoder, build_encoder
 from captioning.model.encoders.batch_norm import eval_batch_norm
+from captioning.model.features import Features, valid_places
 
 
 class Captioner(nn.Module):
@@ -36,19 +37,27 @@ class Captioner(nn.Module):
         self.decoder: Decoder = kind(config.decoder, size, vocabulary_size)
         self.to(memory_format=torch.channels_last)
 
-    def encode(self, images: Tensor) -> Tensor:
-        """uint8 [B, 3, S, S] -> what the decoder looks at: features [B, E] for the LSTM, else a grid [B, P, D]."""
+    def encode(self, images: Tensor, valid: Tensor | None = None) -> Features:
+        """uint8 [B, 3, S, S] -> what the decoder looks at: vectors [B, E] for the LSTM, else a grid [B, P, D].
+
+        ``valid`` int [B, 4] says where in the pixels the image is (left, top, right, bottom), None: everywhere. Places
+        of the grid that show nothing of it are masked out, and left out of the LSTM's mean.
+        """
         if not self.decoder.uses_grid:
-            return self.projection(self.encoder.pooled(images))
-        features = self.encoder(images)
+            return Features(self.projection(self.encoder.pooled(images, valid)))
+        grid = self.encoder(images)
         if self.grid_size is not None:
-            features = F.adaptive_avg_pool2d(features, self.grid_size)
-        return features.flatten(2).transpose(1, 2).contiguous()
+            grid = F.adaptive_avg_pool2d(grid, self.grid_size)
+        mask = None if valid is None else valid_places(valid, grid.shape[2], grid.shape[3], images.shape[3]).flatten(1)
+        return Features(grid.flatten(2).transpose(1, 2).contiguous(), mask)
 
     def forward(
-        self, images: Tensor, captions: PaddedCaptions | Callable[[Decoder, Tensor], PaddedCaptions]
+        self,
+        images: Tensor,
+        captions: PaddedCaptions | Callable[[Decoder, Features], PaddedCaptions],
+        valid: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Logits [M, V] of the captions' words, each image uint8 [B, 3, S, S] encoded once; see PaddedCaptions.
+        """Logits [M, V] of the captions' words, each image encoded once (see ``encode``); see PaddedCaptions.
         And the decoder's penalty [], which the training loss adds to the summed cross-entropy. Captions may also be
         what makes them from the decoder and the images' features, as samples are.
 
@@ -62,7 +71,7 @@ class Captioner(nn.Module):
             # One image has no batch statistics: it is normalised by the stored ones.
             eval_batch_norm(self)
         try:
-            features = self.encode(images)
+            features = self.encode(images, valid)
         finally:
             self.train(self.training)
         if not isinstance(captions, PaddedCaptions):

@@ -14,6 +14,7 @@ from torch import Tensor
 from captioning.data.padded_captions import PaddedCaptions
 from captioning.data.vocabulary import END, PAD, START, UNK
 from captioning.model.draws import draw_words, uniform
+from captioning.model.features import Features
 
 _NEVER = (PAD, START, UNK)
 
@@ -59,9 +60,9 @@ class Samples:
 
 
 @torch.no_grad()
-def sample(decoder: Any, features: Tensor, keys: Tensor, with_greedy: bool, max_words: int) -> Samples:
-    """Captions drawn for features [B, ...] by ``keys`` int64 [B, K] (draws.py), and ``with_greedy`` as one more of each
-    image the one of the likeliest words. The decoder samples without dropout."""
+def sample(decoder: Any, features: Features, keys: Tensor, with_greedy: bool, max_words: int) -> Samples:
+    """Captions drawn for the features of B images by ``keys`` int64 [B, K] (draws.py), and ``with_greedy`` as one more
+    of each image the one of the likeliest words. The decoder samples without dropout."""
     images, captions = keys.shape
     rows = torch.arange(images, device=keys.device).repeat_interleave(captions + with_greedy)
     shape = (images, captions + with_greedy)

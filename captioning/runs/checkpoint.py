@@ -46,6 +46,7 @@ class RunState:
     epoch_unreadable: int = 0  # unreadable samples so far in the epoch that the next step belongs to
     validations_since_best: int = 0
     skipped_steps: int = 0
+    lr_decays: int = 0  # how often the learning rate has fallen on a plateau
 
 
 @dataclass(frozen=True)

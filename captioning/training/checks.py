@@ -39,6 +39,11 @@ def open_splits(config: Config, open_split: Callable[[str, Config], Index]) -> t
     """
     train = open_split(config.data.train, config)
     val = open_split(config.data.val, config) if config.data.val else None
+    if config.data.test is not None:
+        test = open_split(config.data.test, config)  # what is wrong with it is said before training, not after
+        for name, other in (("train", train), ("val", val)):
+            if other is not None and other.fingerprint == test.fingerprint:
+                raise InputError(f"data.test={config.data.test} holds the very samples of data.{name}.")
     return train, val
 
 

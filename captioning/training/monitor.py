@@ -154,6 +154,12 @@ class Monitor:
         said, apart = ("  ".join(f"{name} {value:.3f}" for name, value in of.items()) for of in (scores, forced))
         self.say(f"validation at step {step}: {said}; teacher forcing, no scores: {apart}")
 
+    def tested(self, step: int, scores: dict[str, float]) -> None:
+        """Scores of the test split, with the checkpoint of ``step``."""
+        if self.is_main:
+            self._log({f"test/{name}": value for name, value in scores.items()}, step)
+            self.say(f"test split, step {step}: " + "  ".join(f"{name} {value:.3f}" for name, value in scores.items()))
+
     def _show_captions(self, step: int, captions: dict[int, str]) -> None:
         from captioning.report.pictures import (
             caption_figure,

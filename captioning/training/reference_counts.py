@@ -1,5 +1,6 @@
 """The training captions' n-grams, counted once a run beside the encoded captions; every rank maps them."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from captioning.metrics import references

@@ -13,7 +13,7 @@ from captioning.distributed.ranks import Ranks
 from captioning.model.captioner import Captioner
 from captioning.model.encoders.batch_norm import is_batch_norm
 from captioning.model.encoders.compiling import compile_stages
-from captioning.training.optim import adamw
+from captioning.training.optim import build_optimizer
 
 
 class Replica:
@@ -27,7 +27,7 @@ class Replica:
         self.captioner, self.config, self.accelerator, self.ranks = captioner, config, accelerator, ranks
         self.synced = config.train.sync_batch_norm and ranks.world_size > 1
         captioner.to(accelerator.device)
-        optimizer = adamw(captioner, config.optim)
+        optimizer = build_optimizer(captioner, config.optim)
         if self.synced:
             nn.SyncBatchNorm.convert_sync_batchnorm(captioner)
         if config.train.compile:

@@ -17,7 +17,7 @@ from captioning.model.encoders.batch_norm import eval_batch_norm
 from captioning.runs.checkpoint import Checkpoint
 from captioning.training.ema import WeightAverage
 from captioning.training.objectives.objective import Objective, StepScope
-from captioning.training.optim import load_optimizer, lr_multiplier, set_lrs
+from captioning.training.optim import encoder_multiplier, load_optimizer, lr_multiplier, set_lrs
 from captioning.training.replica import Replica
 from shards.errors import InputError, listed
 from shards.hashing import key_of
@@ -54,6 +54,7 @@ class TrainStep:
         self.captioner, self.config, self.accelerator, self.ranks = captioner, config, accelerator, ranks
         self.objective = objective
         self.total_steps = total_steps
+        self.lr_decays = 0  # plateaus that validation has found so far; the trainer says
         self.skipped_in_a_row: list[tuple[str, ...]] = []  # what each of them blamed
         self.replica = Replica(captioner, config, accelerator, ranks, first_step)
         # Made after DDP gave rank 0's weights to all: pretrained ones it alone reads.
@@ -76,7 +77,12 @@ class TrainStep:
             self.replica.unfreeze()
         # Dropout is seeded by what it is for, so no generator state has to survive a restart.
         torch.manual_seed(key_of("dropout", self.config.seed, step, self.ranks.rank) >> 1)
-        lrs = set_lrs(self.optimizer, lr_multiplier(step, self.total_steps, self.config.optim))
+        optim, unfrozen_at = self.config.optim, self.config.encoder.unfreeze_at_step
+        lrs = set_lrs(
+            self.optimizer,
+            lr_multiplier(step, self.total_steps, optim, self.lr_decays),
+            encoder_multiplier(step, unfrozen_at, optim),
+        )
         statistics = self.replica.statistics_kept()
         losses, sums = self._backward(scope, micro_batches)
         norm, finite = self._update()

@@ -21,6 +21,7 @@ from captioning.distributed.watchdog import Watchdog
 from captioning.runs.run_folder import RunFolder
 from captioning.runs.saver import Saver
 from captioning.training.best import closing_summary, why_stop_early
+from captioning.training.final_scores import score_test_split
 from captioning.training.ledger import Ledger
 from captioning.training.monitor import Clock, Monitor, start_up_table
 from captioning.training.objectives import OBJECTIVES, StepScope, scope_alone
@@ -155,16 +156,34 @@ class Trainer:
         """Steps until the last, or until a rank is told to stop; validates and saves on the way."""
         try:
             self._fit()
-            status = "finished"
-        except StoppedError as stopped:
-            self.why, status = f", stopped by {stopped}", "preempted"
-            self.monitor.say(f"{stopped} received: saving at step {self.state.step} and stopping")
-        self._save(last=True)
-        if status == "finished":
+            self._save(last=True)
+            self._test()
             self.monitor.say(
                 f"finished: {self.progress()}\n{closing_summary(self.run, self.state, self.config.evaluate)}"
             )
-        return status
+            return "finished"
+        except StoppedError as stopped:
+            self.why = f", stopped by {stopped}"
+            self.monitor.say(f"{stopped} received: saving at step {self.state.step} and stopping")
+        self._save(last=True)
+        return "preempted"
+
+    def _test(self) -> None:
+        """Score the test split, if there is one.
+
+        Raises:
+            StoppedError: when a rank is told to stop: the same command then does it.
+        """
+
+        def on_round() -> None:
+            self._at("captioning the test split")
+            if self.ranks.all_reduce_sum([self.stop.received is not None])[0]:
+                raise stopped_by(self.ranks.all_gather(self.stop.received))
+
+        self._at("captioning the test split")
+        document = score_test_split(self.config, self.ranks, self.accelerator.device, on_round)
+        if document is not None:
+            self.monitor.tested(document["step"], document["scores"])
 
     def _fit(self) -> None:
         steps = self.batches.steps(self.state.step, self.total_steps)
@@ -193,6 +212,7 @@ class Trainer:
                     micro_batches, so_far, len(self.experiment.train), self.config, self.ranks, self.monitor
                 )
             self._at("computing the update")
+            self.train_step.lr_decays = self.state.lr_decays
             update = self.train_step.step(scope, micro_batches)
             self._advance(micro_batches, update)
             self.monitor.step(self.state.step, self._scalars(scope, update) if scope.detailed else None)

@@ -1,7 +1,7 @@
 """Validation within a run: captions written and scored by all ranks, and the teacher-forced loss."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -16,6 +16,7 @@ from captioning.model.losses import perplexity
 from captioning.runs.checkpoint import RunState
 from captioning.training.best import update_best
 from captioning.training.monitor import Monitor
+from captioning.training.optim import decays_after
 from captioning.training.preparation import Experiment
 from captioning.training.train_step import TrainStep
 from shards.files import write_atomically
@@ -50,7 +51,7 @@ class Validation:
         with self.train_step.averaged(), self.accelerator.autocast():
             for batch in work:
                 if batch is not None:
-                    loss.add(batch.images, batch.samples)
+                    loss.add(batch)
                 self._stop_if_told(state)
         captions = work.gather()
         scores = self.ranks.run_on_main(
@@ -65,7 +66,8 @@ class Validation:
             write_atomically(path, json.dumps(captions.results(val), ensure_ascii=False).encode())
             epoch = state.samples_seen / len(self.experiment.train)
             self.monitor.validated(state.step, epoch, scores, forced, captions.of_sample)
-        return update_best(state, self.config.evaluate, {**scores, "loss": mean})
+        state = update_best(state, self.config.evaluate, {**scores, "loss": mean})
+        return replace(state, lr_decays=decays_after(state, self.config.optim))
 
     def _stop_if_told(self, state: RunState) -> None:
         self.watchdog.at(state.step + 1, "waiting for the other ranks, validating")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from captioning.config import DecoderConfig
 from captioning.data.padded_captions import PaddedCaptions
 from captioning.data.vocabulary import PAD, START
+from captioning.model.features import Features
 
 
 @dataclass(frozen=True)
@@ -38,27 +39,28 @@ class LstmDecoder(nn.Module):
         super().__init__()
         self.vocabulary_size = vocabulary_size
         between = config.dropout if config.num_layers > 1 else 0.0
+        elsewhere = config.dropout if config.dropout_at == "all" else 0.0
         self.embedding = nn.Embedding(vocabulary_size, config.embedding_size, padding_idx=PAD)
         self.lstm = nn.LSTM(feature_size, config.hidden_size, config.num_layers, batch_first=True, dropout=between)
         self.classifier = nn.Linear(config.hidden_size, vocabulary_size)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(elsewhere)
         initialise(self.lstm, self.classifier)
 
-    def forward(self, features: Tensor, captions: PaddedCaptions) -> tuple[Tensor, Tensor]:
-        """Teacher forcing: features [B, E], N captions of M words -> logits [M, V], penalty.
+    def forward(self, features: Features, captions: PaddedCaptions) -> tuple[Tensor, Tensor]:
+        """Teacher forcing: vectors [B, E], N captions of M words -> logits [M, V], penalty.
 
         Logits caption by caption, for its words alone: no work is spent on padding's. The penalty is what the training
         loss adds to the summed cross-entropy: nothing here.
         """
-        embedded = self.dropout(self.embedding(shift_right(captions.token_ids)))
-        image = features[captions.image_index].to(embedded.dtype).unsqueeze(1)
+        embedded = self.dropout(self.embedding(words_read(captions)))
+        image = features.grid[captions.image_index].to(embedded.dtype).unsqueeze(1)
         hidden, _ = self.lstm(torch.cat([image, embedded], dim=1))
         logits = self.classifier(self.dropout(hidden[:, 1:].flatten(0, 1)[captions.target_index]))
         return logits, logits.new_zeros(())
 
-    def start(self, features: Tensor) -> LstmState:
-        """State after the image, one caption an image: features [B, E]."""
-        return LstmState(*self.lstm(features.unsqueeze(1))[1])
+    def start(self, features: Features) -> LstmState:
+        """State after the image, one caption an image: vectors [B, E]."""
+        return LstmState(*self.lstm(features.grid.unsqueeze(1))[1])
 
     def step(self, state: LstmState, words: Tensor) -> tuple[Tensor, LstmState]:
         """One word further: words [N] -> logits [N, V] for the next word, and the new state."""
@@ -87,6 +89,8 @@ def initialise(lstm: nn.LSTM | nn.LSTMCell, classifier: nn.Linear) -> None:
     nn.init.zeros_(classifier.bias)
 
 
-def shift_right(words: Tensor) -> Tensor:
-    """What a decoder reads to predict ``words`` [N, T]: <start>, then the words but the last."""
+def words_read(captions: PaddedCaptions) -> Tensor:
+    """What a decoder reads int64 [N, T] to predict the captions' words: <start>, then the words but the last, or those
+    that stand in for them."""
+    words = captions.token_ids if captions.read_ids is None else captions.read_ids
     return torch.cat([words.new_full((len(words), 1), START), words[:, :-1]], dim=1)

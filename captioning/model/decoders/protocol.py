@@ -6,6 +6,7 @@ from torch import Tensor
 
 from captioning.config import DecoderConfig
 from captioning.data.padded_captions import PaddedCaptions
+from captioning.model.features import Features
 
 
 class DecoderState(Protocol):
@@ -33,11 +34,11 @@ class Decoder(Protocol):
 
     def __init__(self, config: DecoderConfig, feature_size: int, vocabulary_size: int): ...
 
-    def __call__(self, features: Tensor, captions: PaddedCaptions) -> tuple[Tensor, Tensor]:
+    def __call__(self, features: Features, captions: PaddedCaptions) -> tuple[Tensor, Tensor]:
         """Teacher forcing: logits [M, V], caption by caption for its targets alone, and a penalty []: what the loss
-        adds to the summed cross-entropy."""
+        adds to the summed cross-entropy. Places that ``features.mask`` leaves out have no part in either."""
 
-    def start(self, features: Tensor) -> DecoderState:
+    def start(self, features: Features) -> DecoderState:
         """State after the image, one caption an image."""
 
     def step(self, state: Any, words: Tensor) -> tuple[Tensor, Any]:

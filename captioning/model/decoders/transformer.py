@@ -1,5 +1,5 @@
 """A Transformer decoder over the image's grid: Vaswani et al., "Attention Is All You Need"
-(https://arxiv.org/abs/1706.03762), normalised before each part rather than after. Shapes as in decoder.py."""
+(https://arxiv.org/abs/1706.03762), normalised before each part rather than after. Shapes as in lstm.py."""
 
 from dataclasses import dataclass, replace
 from typing import cast
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from captioning.config import DecoderConfig
 from captioning.data.padded_captions import PaddedCaptions
 from captioning.data.vocabulary import PAD
-from captioning.model.decoders.lstm import shift_right
+from captioning.model.decoders.lstm import words_read
+from captioning.model.features import Features
 
 KeysValues = tuple[Tensor, Tensor]  # each [rows, heads, places or words, H / heads]
 
@@ -19,9 +20,11 @@ KeysValues = tuple[Tensor, Tensor]  # each [rows, heads, places or words, H / he
 @dataclass(frozen=True)
 class TransformerState:
     """Where each of N captions stands: for every layer the keys and values of its ``words`` so far, and those of the
-    B ``images``, shared by N / B captions each; where it looked for the last word: ``weights`` [N, P]."""
+    B ``images``, shared by N / B captions each, with the ``mask`` bool [B, P] of their places; where it looked for the
+    last word: ``weights`` [N, P]."""
 
     images: tuple[KeysValues, ...]
+    mask: Tensor | None
     words: tuple[KeysValues, ...] = ()
     weights: Tensor | None = None
 
@@ -32,8 +35,9 @@ class TransformerState:
 
 
 class TransformerDecoder(nn.Module):
-    """Words attend to earlier words and to the grid. Word embeddings are also the classifier's weights (Press & Wolf,
-    https://arxiv.org/abs/1608.05859); positions of words and places are sinusoids, so no length is too long."""
+    """Places attend to each other, in ``encoder_layers`` layers; words attend to earlier words and to the places. Word
+    embeddings are also the classifier's weights (Press & Wolf, https://arxiv.org/abs/1608.05859); positions of words
+    and places are sinusoids, so no length is too long."""
 
     uses_grid = True
 
@@ -45,33 +49,39 @@ class TransformerDecoder(nn.Module):
         nn.init.normal_(self.embedding.weight, std=width**-0.5)
         self.bias = nn.Parameter(torch.zeros(vocabulary_size))
         self.place = nn.Sequential(nn.Linear(feature_size, width), nn.LayerNorm(width))
+        refining = (RefiningLayer(width, config.num_heads, config.dropout) for _ in range(config.encoder_layers))
+        self.refining = cast("list[RefiningLayer]", nn.ModuleList(refining))
+        self.refined = nn.LayerNorm(width) if config.encoder_layers else nn.Identity()
         layers = (Layer(width, config.num_heads, config.dropout) for _ in range(config.num_layers))
         self.layers = cast("list[Layer]", nn.ModuleList(layers))
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, features: Tensor, captions: PaddedCaptions) -> tuple[Tensor, Tensor]:
-        """Teacher forcing: features [B, P, D], N captions of M words -> logits [M, V], penalty.
+    def forward(self, features: Features, captions: PaddedCaptions) -> tuple[Tensor, Tensor]:
+        """Teacher forcing: N captions of M words -> logits [M, V], penalty.
 
         Logits as LstmDecoder's; the penalty is nothing.
         """
-        words, slot = (
-            captions.token_ids,
-            captions.image_index * captions.max_captions_per_image + captions.caption_index,
-        )
-        read = words.new_full((len(features) * captions.max_captions_per_image, words.shape[1]), PAD)
-        read[slot] = shift_right(words)
+        words, most = captions.token_ids, captions.max_captions_per_image
+        slot = captions.image_index * most + captions.caption_index
+        read = words.new_full((len(features) * most, words.shape[1]), PAD)
+        read[slot] = words_read(captions)
         x = self._embed(read, first=0)
-        for layer, image in zip(self.layers, self.start(features).images, strict=True):
-            x, _, _ = layer(x, image)
+        start = self.start(features)
+        for layer, image in zip(self.layers, start.images, strict=True):
+            x, _, _ = layer(x, image, start.mask)
         logits = self._classify(x[slot].flatten(0, 1)[captions.target_index])
         return logits, logits.new_zeros(())
 
-    def start(self, features: Tensor) -> TransformerState:
-        """State after the image: features [B, P, D]."""
-        grid = self.place(features)
-        grid = grid + _grid_positions(grid.shape[1], grid.shape[2], grid.device)
-        return TransformerState(tuple(layer.cross_attn.keys_values(grid) for layer in self.layers))
+    def start(self, features: Features) -> TransformerState:
+        """State after the image, one caption an image. Places that are no grid have no positions."""
+        grid = self.place(features.grid)
+        if features.square:
+            grid = grid + _grid_positions(grid.shape[1], grid.shape[2], grid.device)
+        for layer in self.refining:
+            grid = layer(grid, features.mask)
+        grid = self.refined(grid)
+        return TransformerState(tuple(layer.cross_attn.keys_values(grid) for layer in self.layers), features.mask)
 
     def step(self, state: TransformerState, words: Tensor) -> tuple[Tensor, TransformerState]:
         """One word further: words [N] -> logits [N, V] for the next word, and the new state."""
@@ -79,10 +89,10 @@ class TransformerDecoder(nn.Module):
         x = self._embed(words.unsqueeze(1), first=state.words[0][0].shape[2] if state.words else 0)
         after, weights = [], None
         for layer, image, before in zip(self.layers, state.images, past, strict=True):
-            x, keys_values, queries = layer(x, image, before)
+            x, keys_values, queries = layer(x, image, state.mask, before)
             after.append(keys_values)
-            weights = layer.cross_attn.weights(queries, image)
-        return self._classify(x.squeeze(1)), TransformerState(state.images, tuple(after), weights)
+            weights = layer.cross_attn.weights(queries, image, state.mask)
+        return self._classify(x.squeeze(1)), replace(state, words=tuple(after), weights=weights)
 
     def _embed(self, words: Tensor, first: int) -> Tensor:
         embedded = self.embedding(words) * self.embedding.embedding_dim**0.5
@@ -99,15 +109,16 @@ class Layer(nn.Module):
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
         self.self_attn, self.cross_attn = Attention(width, heads), Attention(width, heads)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.mlp = _mlp(width)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x: Tensor, image: KeysValues, before: KeysValues | None = None
+        self, x: Tensor, image: KeysValues, mask: Tensor | None, before: KeysValues | None = None
     ) -> tuple[Tensor, KeysValues, Tensor]:
         """Words x [N, T, H], of whole captions or, with the words ``before``, the next one; the B images' keys and
-        values. Returns the words' new vectors, keys and values of all words, and the queries to the image [N, T, H]."""
+        values, and the ``mask`` bool [B, P] of their places. Returns the words' new vectors, keys and values of all
+        words, and the queries to the image [N, T, H]."""
         normed = self.norms[0](x)
         keys, values = self.self_attn.keys_values(normed)
         if before is not None:
@@ -115,9 +126,25 @@ class Layer(nn.Module):
         x = x + self.dropout(self.self_attn(normed, (keys, values), is_causal=before is None))
         queries = self.norms[1](x)
         # An image's captions are so many queries to the same keys.
-        looked = self.cross_attn(queries.reshape(len(image[0]), -1, queries.shape[2]), image)
+        looked = self.cross_attn(queries.reshape(len(image[0]), -1, queries.shape[2]), image, mask)
         x = x + self.dropout(looked.view_as(x))
         return x + self.dropout(self.mlp(self.norms[2](x))), (keys, values), queries
+
+
+class RefiningLayer(nn.Module):
+    """Places look at each other: each gets what it makes of all of them added."""
+
+    def __init__(self, width: int, heads: int, dropout: float):
+        super().__init__()
+        self.self_attn, self.mlp = Attention(width, heads), _mlp(width)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Places x [B, P, H], of which ``mask`` bool [B, P] are there -> [B, P, H]."""
+        normed = self.norms[0](x)
+        x = x + self.dropout(self.self_attn(normed, self.self_attn.keys_values(normed), mask))
+        return x + self.dropout(self.mlp(self.norms[1](x)))
 
 
 class Attention(nn.Module):
@@ -133,21 +160,32 @@ class Attention(nn.Module):
         keys, values = self.key_value(x).chunk(2, dim=-1)
         return self._split(keys), self._split(values)
 
-    def forward(self, x: Tensor, keys_values: KeysValues, is_causal: bool = False) -> Tensor:
-        """x [R, Q, H] and R rows of keys and values -> [R, Q, H]."""
+    def forward(
+        self, x: Tensor, keys_values: KeysValues, mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """x [R, Q, H] and R rows of keys and values, of which ``mask`` bool [R, P] are there -> [R, Q, H]."""
         keys, values = keys_values
-        mixed = F.scaled_dot_product_attention(self._split(self.query(x)), keys, values, is_causal=is_causal)
+        there = None if mask is None else mask[:, None, None]
+        mixed = F.scaled_dot_product_attention(
+            self._split(self.query(x)), keys, values, attn_mask=there, is_causal=is_causal
+        )
         return self.out(mixed.transpose(1, 2).flatten(2))
 
-    def weights(self, x: Tensor, keys_values: KeysValues) -> Tensor:
+    def weights(self, x: Tensor, keys_values: KeysValues, mask: Tensor | None) -> Tensor:
         """Where queries x [N, 1, H] look in B images: [N, P], the mean over heads."""
         keys = keys_values[0]
         queries = self._split(self.query(x.reshape(len(keys), -1, x.shape[2])))
-        energy = queries @ keys.transpose(2, 3) * keys.shape[3] ** -0.5
-        return energy.float().softmax(dim=-1).mean(dim=1).flatten(0, 1)
+        energy = (queries @ keys.transpose(2, 3) * keys.shape[3] ** -0.5).float()
+        if mask is not None:
+            energy = energy.masked_fill(~mask[:, None, None], torch.finfo(energy.dtype).min)
+        return energy.softmax(dim=-1).mean(dim=1).flatten(0, 1)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+
+def _mlp(width: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
 
 def _sinusoids(at: Tensor, width: int) -> Tensor:

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from captioning.config import ENCODERS, EncoderConfig
 from captioning.model.encoders.batch_norm import Folded, eval_batch_norm, has_batch_norm, recomputation
 from captioning.model.encoders.weights import read_weights
+from captioning.model.features import masked_mean
 from shards.errors import InputError, listed
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which torchvision's weights were trained with
@@ -68,9 +69,9 @@ class TorchvisionEncoder(nn.Module, ABC):
         """The last stage's output -> feature map [B, D, h, w]."""
         return x
 
-    def pool(self, x: Tensor) -> Tensor:
-        """The last stage's output -> what torchvision's classifier sees [B, D]."""
-        return x.mean(dim=(2, 3))
+    def pool(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        """The last stage's output -> what torchvision's classifier sees [B, D], padding left out (see masked_mean)."""
+        return masked_mean(x, valid, self.image_size)
 
     def fit_to_image_size(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """torchvision's weights, of any image size -> those for ``image_size``."""
@@ -82,9 +83,9 @@ class TorchvisionEncoder(nn.Module, ABC):
         """uint8 [B, 3, S, S] -> feature map [B, D, h, w]."""
         return self.feature_map(self._last_stage(images))
 
-    def pooled(self, images: Tensor) -> Tensor:
-        """uint8 [B, 3, S, S] -> one vector an image [B, D]."""
-        return self.pool(self._last_stage(images))
+    def pooled(self, images: Tensor, valid: Tensor | None = None) -> Tensor:
+        """uint8 [B, 3, S, S] -> one vector an image [B, D]; ``valid`` int [B, 4] says where there is image."""
+        return self.pool(self._last_stage(images), valid)
 
     def train_from(self, trainable: str) -> None:
         """Train this stage and those above it, ``all`` or ``none`` of them; the others are frozen.

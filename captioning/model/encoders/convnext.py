@@ -24,8 +24,8 @@ class ConvNeXt(TorchvisionEncoder):
     def feature_map(self, x: Tensor) -> Tensor:
         return self._norm(x)
 
-    def pool(self, x: Tensor) -> Tensor:
-        return self._norm(x.mean(dim=(2, 3), keepdim=True)).flatten(1)
+    def pool(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        return self._norm(super().pool(x, valid)[:, :, None, None]).flatten(1)
 
     def _norm(self, x: Tensor) -> Tensor:
         *_, top = self.stages.values()

@@ -21,8 +21,9 @@ class Encoder(Protocol):
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 [B, 3, S, S] -> feature map [B, D, h, w], which the captioner flattens to a grid [B, h * w, D]."""
 
-    def pooled(self, images: Tensor) -> Tensor:
-        """uint8 [B, 3, S, S] -> one vector an image [B, D]: what the backbone was pretrained to classify by."""
+    def pooled(self, images: Tensor, valid: Tensor | None = None) -> Tensor:
+        """uint8 [B, 3, S, S] -> one vector an image [B, D]: what the backbone was pretrained to classify by. A mean is
+        taken over the places with image in them: ``valid`` int [B, 4], left, top, right and bottom in pixels."""
 
     def train_from(self, trainable: str) -> None:
         """Train this stage and those above it; ``all`` or ``none`` of them. The others get no gradient and stay in

@@ -21,5 +21,5 @@ class Swin(TorchvisionEncoder):
     def feature_map(self, x: Tensor) -> Tensor:
         return x.permute(0, 3, 1, 2)
 
-    def pool(self, x: Tensor) -> Tensor:
-        return x.mean(dim=(1, 2))
+    def pool(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        return super().pool(self.feature_map(x), valid)

@@ -47,7 +47,7 @@ class VisionTransformer(TorchvisionEncoder):
         side = math.isqrt(x.shape[1] - 1)
         return x[:, 1:].transpose(1, 2).unflatten(2, (side, side))
 
-    def pool(self, x: Tensor) -> Tensor:
+    def pool(self, x: Tensor, valid: Tensor | None) -> Tensor:
         return x[:, 0]
 
     def fit_to_image_size(self, state: dict[str, Tensor]) -> dict[str, Tensor]:

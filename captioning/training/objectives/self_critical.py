@@ -22,6 +22,7 @@ from captioning.metrics.references import load
 from captioning.metrics.reward import Reward, TokenWords, token_words
 from captioning.model.decoders.protocol import Decoder
 from captioning.model.draws import caption_keys
+from captioning.model.features import Features
 from captioning.model.losses import token_loss
 from captioning.model.sampling import Samples, policy, sample
 from captioning.training.objectives.objective import Losses, StepScope
@@ -81,7 +82,7 @@ class _Sampler:
     references: PaddedCaptions | None
     drawn: list[tuple[Samples, PaddedCaptions]]
 
-    def __call__(self, decoder: Decoder, features: Tensor) -> PaddedCaptions:
+    def __call__(self, decoder: Decoder, features: Features) -> PaddedCaptions:
         samples = sample(decoder, features.detach(), self.keys, self.with_greedy, self.max_words).cpu()
         captions = samples.first(self.keys.shape[1]).padded()
         self.drawn.append((samples, captions))
@@ -122,13 +123,13 @@ class SelfCritical:
     def losses(self, model: nn.Module, batch: CaptionBatch, scope: StepScope) -> Losses:
         images = np.array(batch.samples, dtype=np.int64)
         if not len(images):
-            logits, _ = model(batch.images, batch.captions)
+            logits, _ = model(batch.images, batch.captions, batch.valid)
             nothing = torch.zeros((), device=logits.device)
             return Losses(logits.sum(), dict.fromkeys(_SUMS, nothing))
         keys = caption_keys(key_of("step", self.seed, scope.step), batch.samples, self.samples, batch.images.device)
         mixed = batch.captions.each(Tensor.cpu) if self.cross_entropy else None
         sampler = _Sampler(keys, self.greedy, self.max_words, mixed, [])
-        logits, _ = model(batch.images, sampler)
+        logits, _ = model(batch.images, sampler, batch.valid)
         # The device still computes the logits while the rewards are computed here.
         ((drawn, captions),) = sampler.drawn
         rewards, watched = self._rewards(drawn, images)
