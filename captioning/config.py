@@ -298,7 +298,7 @@ class OptimConfig:
     schedule: Literal["constant", "linear", "cosine", "step", "plateau", "noam"] = setting(
         "constant",
         "after the warm-up: linear and cosine fall to 0 at the end; step falls by decay_factor every decay_steps; "
-        "plateau falls by it after every decay_patience validations in a row without a better one; noam as 1 / sqrt(step)",
+        "plateau falls by it after every decay_patience validations in a row without a better; noam as 1 / sqrt(step)",
     )
     decay_factor: float = setting(0.5, "for step, plateau: learning rates are multiplied by this", above=0)
     decay_steps: int | None = setting(None, "for step: steps between two falls", at_least=1)
