@@ -63,6 +63,11 @@ def main_file(files: Sequence[File]) -> File:
     return next((file for file in files if is_image(file[0])), files[0])
 
 
+def view_file(files: Sequence[File], view: int) -> File:
+    """The main file, or (``view`` from 1) another one of a sample that holds several views of its image."""
+    return main_file(files) if view == 0 else files[view]
+
+
 def is_image(ext: str) -> bool:
     """Whether an extension ("jpg", or what webdataset makes of a.b.jpg: "b.jpg") is an image's."""
     return ext.rsplit(".", 1)[-1].lower() in IMAGE_EXTENSIONS
@@ -178,10 +183,11 @@ def idx_text(samples: Iterable[TarSample]) -> str:
     return "\n".join([f"v1.2 {len(lines)}", *lines, ""])
 
 
-def checksums(tar: Path, samples: Iterable[TarSample]) -> bytes:
-    """crc32 of each sample's main file, 4 bytes each, little-endian: a flipped bit is found where a JPEG decodes."""
+def checksums(tar: Path, samples: Iterable[TarSample], views: int = 1) -> bytes:
+    """crc32 of each sample's main file, 4 bytes each, little-endian: a flipped bit is found where a JPEG decodes. Of
+    samples of several ``views``, which are their first files, of each."""
     with tar.open("rb") as file:
-        contents = (_content(file, main_file(sample.files)) for sample in samples)
+        contents = (_content(file, view_file(sample.files, view)) for sample in samples for view in range(views))
         return b"".join(zlib.crc32(content).to_bytes(4, "little") for content in contents)
 
 

@@ -1,14 +1,13 @@
-"""Decoded samples -> micro-batches: images in memory that the rank sees too, captions padded."""
+"""Decoded samples -> micro-batches: inputs in memory that the rank sees too, captions padded."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
+from captioning.data.inputs import Inputs
 from captioning.data.padded_captions import PaddedCaptions
 from captioning.data.vocabulary import END, PAD
 from shards.dataset import Part
@@ -19,12 +18,13 @@ from shards.reader import UnreadableSample
 class CaptionBatch:
     """One micro-batch: B images, each once, and their N captions. Unreadable samples are listed, and in no tensor.
 
-    Shapes: ``images`` uint8 [B, 3, S, S]; of ``captions``, see there.
+    ``inputs`` are pixels uint8 [B, 3, S, S], or stored features, floating, [B, D] or [B, P, D] (NaN: no such place);
+    the model encodes either. Shapes of ``captions``: see there.
     """
 
     step: int
     epoch: int
-    images: Tensor
+    inputs: Tensor
     captions: PaddedCaptions
     keys: tuple[str, ...]  # of the B images
     unreadable: tuple[UnreadableSample, ...]
@@ -41,7 +41,7 @@ class CaptionBatch:
         return self._each(Tensor.pin_memory)
 
     def _each(self, move: Callable[[Tensor], Tensor]) -> "CaptionBatch":
-        return replace(self, images=move(self.images), captions=self.captions.each(move))
+        return replace(self, inputs=move(self.inputs), captions=self.captions.each(move))
 
     @property
     def targets(self) -> int:
@@ -51,56 +51,34 @@ class CaptionBatch:
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Images to caption: uint8 [B, 3, S, S], and each one's number in the split; unreadable ones are listed apart."""
+    """Images to caption: ``inputs`` as in CaptionBatch, and each one's number in the split; unreadable ones are listed
+    apart."""
 
-    images: Tensor
+    inputs: Tensor
     samples: tuple[int, ...]
     unreadable: tuple[UnreadableSample, ...]
 
 
-class PixelBuffer:
-    """The images of a batch, each copied to its place when it was decoded: it is still in the cache then."""
-
-    def __init__(self, most: int, image_size: int):
-        shape = (most, image_size, image_size, 3)
-        if get_worker_info() is None:
-            self._rows = torch.empty(shape, dtype=torch.uint8)
-        else:  # memory the rank sees too, as torch's own collation takes: otherwise sending the batch copies it
-            shared = torch.UntypedStorage._new_shared(math.prod(shape))
-            self._rows = torch.empty(0, dtype=torch.uint8).set_(shared).view(shape)
-        self._count = 0
-
-    def add(self, image: Tensor) -> None:
-        """One more, uint8 [3, S, S]."""
-        self._rows[self._count].copy_(image.permute(1, 2, 0))
-        self._count += 1
-
-    @property
-    def images(self) -> Tensor:
-        """uint8 [B, 3, S, S], channels last in memory: as decoders write them and convolutions like them."""
-        return self._rows[: self._count].permute(0, 3, 1, 2)
-
-
 @dataclass(frozen=True)
 class CaptionCollate:
-    """A ShardDataset's ``collate``: image [3, S, S] and captions of each sample -> CaptionBatch, maybe an empty one."""
+    """A ShardDataset's ``collate``: inputs and captions of each sample -> CaptionBatch, maybe an empty one."""
 
-    image_size: int
+    inputs: Inputs
 
     def __call__(self, part: Part) -> CaptionBatch:
-        pixels = PixelBuffer(len(part), self.image_size)
+        batch = self.inputs.buffer(len(part))
         captions, keys, samples = [], [], []
         for sample, (key, decoded) in zip(part.places, part, strict=True):
             if isinstance(decoded, UnreadableSample):
                 continue
-            image, of_image = decoded
-            pixels.add(image)
+            one, of_image = decoded
+            batch.add(one)
             captions.append(of_image)
             keys.append(key)
             samples.append(sample)
         padded = pad_captions(captions)
         unreadable = tuple(part.unreadable)
-        return CaptionBatch(part.step, part.epoch, pixels.images, padded, tuple(keys), unreadable, tuple(samples))
+        return CaptionBatch(part.step, part.epoch, batch.inputs, padded, tuple(keys), unreadable, tuple(samples))
 
 
 def pad_captions(captions: Sequence[Sequence[np.ndarray]]) -> PaddedCaptions:

@@ -101,9 +101,9 @@ class CaptionSplit:
         self.done += len(batch.samples) + len(batch.unreadable)
         if not batch.samples:
             return None
-        batch = replace(batch, images=batch.images.to(self.device))
+        batch = replace(batch, inputs=batch.inputs.to(self.device))
         options = options_of(self.config.evaluate)
-        found = search([self.model], batch.images, options, self.config.data.max_words, batch.samples)
+        found = search([self.model], batch.inputs, options, self.config.data.max_words, batch.samples)
         for sample, best in zip(batch.samples, found, strict=True):
             self._captions[sample] = self.vocabulary.decode(best[0].ids if best else ())  # none: output not finite
         return batch

@@ -18,11 +18,11 @@ class SplitLoss:
         self.total, self.targets = 0.0, 0
 
     @torch.no_grad()
-    def add(self, images: Tensor, samples: tuple[int, ...]) -> None:
-        """uint8 [B, 3, S, S] on the model's device, and each image's number in the split; the model is in eval mode."""
+    def add(self, inputs: Tensor, samples: tuple[int, ...]) -> None:
+        """Pixels or features on the model's device, and each image's number in the split; the model is in eval mode."""
         captions = [self.captions.of(sample) for sample in samples]
-        on_device = pad_captions(captions).each(lambda tensor: tensor.to(images.device))
-        logits, _ = self.model(images, on_device)
+        on_device = pad_captions(captions).each(lambda tensor: tensor.to(inputs.device))
+        logits, _ = self.model(inputs, on_device)
         self.total += float(F.cross_entropy(logits.float(), on_device.targets, reduction="sum"))
         self.targets += len(on_device.target_index)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from captioning.data.captions import EncodedCaptions, encode
 from captioning.data.splits import open_split
+from captioning.data.stored_features import check_settings
 from captioning.distributed.ranks import Ranks
 from captioning.evaluation.caption_split import CaptionSplit
 from captioning.evaluation.results import ScoredCaptions
@@ -17,6 +18,7 @@ from captioning.evaluation.scores import Evaluation
 from captioning.evaluation.scores import evaluate as score
 from captioning.evaluation.split_loss import SplitLoss
 from captioning.inference.predictor import Predictor
+from captioning.model.encoder_identity import check_encoder
 from captioning.model.losses import perplexity
 from shards.errors import InputError
 from shards.files import write_atomically
@@ -68,13 +70,15 @@ def caption_run(
     if not path:
         raise InputError(f"The run has no data.{split}. Give --split the path of a split's NAME.json.")
     index = open_split(path, config)
+    check_settings(index, config, in_training=False)
+    check_encoder(index, config, predictor.model.encoder.state_dict)
     with tempfile.TemporaryDirectory() as encoded, predictor.autocast():
         encode(index, Path(encoded), 1, config.data.max_words, predictor.vocabulary)
         loss = SplitLoss(predictor.model, EncodedCaptions(Path(encoded)))
         work = CaptionSplit(predictor.model, predictor.vocabulary, index, config, ranks, predictor.device)
         for batch in work:
             if batch is not None:
-                loss.add(batch.images, batch.samples)
+                loss.add(batch.inputs, batch.samples)
             on_progress(work.done, work.stop - work.start)
         captions = work.gather()
         mean = loss.mean(ranks)

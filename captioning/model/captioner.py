@@ -36,19 +36,19 @@ class Captioner(nn.Module):
         self.decoder: Decoder = kind(config.decoder, size, vocabulary_size)
         self.to(memory_format=torch.channels_last)
 
-    def encode(self, images: Tensor) -> Tensor:
-        """uint8 [B, 3, S, S] -> what the decoder looks at: features [B, E] for the LSTM, else a grid [B, P, D]."""
-        if not self.decoder.uses_grid:
-            return self.projection(self.encoder.pooled(images))
-        features = self.encoder(images)
-        if self.grid_size is not None:
-            features = F.adaptive_avg_pool2d(features, self.grid_size)
-        return features.flatten(2).transpose(1, 2).contiguous()
+    def encode(self, inputs: Tensor) -> Tensor:
+        """Pixels uint8 [B, 3, S, S], or features that this encoder gave before, [B, D] or [B, P, D] of any floating
+        type -> what the decoder looks at: features [B, E] for the LSTM, else a grid [B, P, D]."""
+        if inputs.is_floating_point():
+            features = inputs.float()
+        else:
+            features = encoder_features(self.encoder, inputs, not self.decoder.uses_grid, self.grid_size)
+        return features if self.decoder.uses_grid else self.projection(features)
 
     def forward(
-        self, images: Tensor, captions: PaddedCaptions | Callable[[Decoder, Tensor], PaddedCaptions]
+        self, inputs: Tensor, captions: PaddedCaptions | Callable[[Decoder, Tensor], PaddedCaptions]
     ) -> tuple[Tensor, Tensor]:
-        """Logits [M, V] of the captions' words, each image uint8 [B, 3, S, S] encoded once; see PaddedCaptions.
+        """Logits [M, V] of the captions' words, each image (see ``encode``) encoded once; see PaddedCaptions.
         And the decoder's penalty [], which the training loss adds to the summed cross-entropy. Captions may also be
         what makes them from the decoder and the images' features, as samples are.
 
@@ -58,13 +58,24 @@ class Captioner(nn.Module):
         if isinstance(captions, PaddedCaptions) and not len(captions):
             anchor = torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum() * 0.0
             return anchor.expand(0, self.decoder.vocabulary_size), anchor
-        if self.training and len(images) == 1 and not any(isinstance(m, nn.SyncBatchNorm) for m in self.modules()):
+        if self.training and len(inputs) == 1 and not any(isinstance(m, nn.SyncBatchNorm) for m in self.modules()):
             # One image has no batch statistics: it is normalised by the stored ones.
             eval_batch_norm(self)
         try:
-            features = self.encode(images)
+            features = self.encode(inputs)
         finally:
             self.train(self.training)
         if not isinstance(captions, PaddedCaptions):
             captions = captions(self.decoder, features)
         return self.decoder(features, captions)
+
+
+def encoder_features(encoder: Encoder, images: Tensor, pooled: bool, grid_size: int | None = None) -> Tensor:
+    """uint8 [B, 3, S, S] -> what of the encoder's output is used: one vector an image [B, D], or a grid [B, P, D], of
+    ``grid_size`` places a side where that is given. A frozen encoder's can be stored."""
+    if pooled:
+        return encoder.pooled(images)
+    features = encoder(images)
+    if grid_size is not None:
+        features = F.adaptive_avg_pool2d(features, grid_size)
+    return features.flatten(2).transpose(1, 2).contiguous()

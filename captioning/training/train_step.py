@@ -134,7 +134,7 @@ class TrainStep:
         ]
 
     def _losses(self, batch: CaptionBatch, targets: float, with_top5: bool) -> tuple[Tensor, Tensor, Tensor]:
-        logits, penalty = self.replica.model(batch.images, batch.captions)
+        logits, penalty = self.replica.model(batch.inputs, batch.captions)
         wanted = batch.captions.targets
         smoothing, world_size = self.config.optim.label_smoothing, self.ranks.world_size
         objective, loss = token_loss(logits, wanted, targets, world_size, smoothing)

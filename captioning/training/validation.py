@@ -50,7 +50,7 @@ class Validation:
         with self.train_step.averaged(), self.accelerator.autocast():
             for batch in work:
                 if batch is not None:
-                    loss.add(batch.images, batch.samples)
+                    loss.add(batch.inputs, batch.samples)
                 self._stop_if_told(state)
         captions = work.gather()
         scores = self.ranks.run_on_main(

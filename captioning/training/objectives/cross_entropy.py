@@ -18,7 +18,7 @@ class CrossEntropy:
     label_smoothing: float = 0.0
 
     def losses(self, model: nn.Module, batch: CaptionBatch, scope: StepScope) -> Losses:
-        logits, penalty = model(batch.images, batch.captions)
+        logits, penalty = model(batch.inputs, batch.captions)
         wanted = batch.captions.targets
         loss, cross_entropy = token_loss(logits, wanted, scope.targets, scope.world_size, self.label_smoothing)
         loss = loss + penalty * (scope.world_size / max(1.0, scope.targets))
