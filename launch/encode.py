@@ -55,7 +55,7 @@ def _of_config(config: Config, device: "torch.device") -> "FrozenEncoder":
 
     encoder = first_encoder(config)
     assert isinstance(encoder, torch.nn.Module)
-    encoder.to(device, memory_format=torch.channels_last)
+    encoder.to(device).to(memory_format=torch.channels_last)
     return FrozenEncoder(encoder, config, not DECODERS[config.decoder.name].uses_grid, device)
 
 

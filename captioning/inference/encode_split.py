@@ -9,7 +9,6 @@ the rest.
 import io
 import json
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -41,13 +40,12 @@ _CARRIED = ("short_side", "quality", "adopted")  # of the images' packing: what 
 
 @dataclass(frozen=True)
 class FrozenEncoder:
-    """An encoder and what it is shown. ``config`` has its name, preprocessing and, for a grid, ``grid_size``."""
+    """An encoder and what it is shown; it computes in float32. ``config`` has its name, preprocessing and, for a grid, ``grid_size``."""
 
     encoder: Encoder
     config: Config
     pooled: bool
     device: torch.device
-    precision: AbstractContextManager[Any] = nullcontext()  # what it computes in
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, dtype: str) -> np.ndarray:
@@ -56,9 +54,8 @@ class FrozenEncoder:
         Raises:
             InputError: when a feature is no finite number of this type.
         """
-        with self.precision:
-            grid_size = self.config.encoder.grid_size
-            features = encoder_features(self.encoder, images.to(self.device), self.pooled, grid_size)
+        grid_size = self.config.encoder.grid_size
+        features = encoder_features(self.encoder, images.to(self.device), self.pooled, grid_size)
         stored = features.float().cpu().to(getattr(torch, dtype))
         if not bool(stored.isfinite().all()):
             raise InputError(

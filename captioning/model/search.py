@@ -77,8 +77,8 @@ def search(
     max_words: int,
     image_numbers: Sequence[int] | None = None,
 ) -> list[list[Hypothesis]]:
-    """Captions of B images, pixels or features as ``Captioner.encode`` takes them: for each up to ``beam_size``, the best first; none of an image for which
-    the models' output is not finite.
+    """Captions of B images, pixels or features as ``Captioner.encode`` takes them: for each up to ``beam_size``, the
+    best first; none of an image for which the models' output is not finite.
 
     Several models (in evaluation mode, of one vocabulary) vote by the mean of their probabilities. <pad>, <start> and
     <unk> are never chosen; a caption of ``max_words`` words ends there. Attention is the first model's. What is drawn
