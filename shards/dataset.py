@@ -288,7 +288,7 @@ class ShardDataset(IterableDataset):
         return Part(step, epoch, stop - start, places, self)
 
     def _order(self, epoch: int) -> EpochOrder:
-        return _order_of(len(self.index), self.index.fingerprint, self.seed, epoch, self.global_batch_size)
+        return _order_of(len(self.index), self.index.order_key, self.seed, epoch, self.global_batch_size)
 
     def _decode(self, read: Sample | UnreadableSample, place: int, epoch: int) -> Any:
         if isinstance(read, UnreadableSample):

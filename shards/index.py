@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from shards import storage, tars
-from shards.document import KIND, checked_shards
+from shards.document import KIND, checked_shards, is_sha256
 from shards.errors import InputError, listed
 from shards.files import write_atomically
 from shards.storage import SIDECAR_SUFFIXES, Shard
@@ -104,6 +104,14 @@ class Index:
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    @property
+    def order_key(self) -> str:
+        """What the order of its samples follows from: its fingerprint or, where it was made of another split sample by
+        sample (its features), that split's. So training from either takes the same batches."""
+        packing = self.document.get("packing")
+        made_of = packing.get("made_of") if isinstance(packing, dict) else None
+        return made_of if is_sha256(made_of) else self.fingerprint
 
     @cached_property
     def _starts(self) -> np.ndarray:

@@ -131,7 +131,7 @@ def _made_by(index: Index, model: FrozenEncoder, how: Encoding) -> dict[str, Any
     made_by = {
         "records": index.fingerprint,
         "left_out": index.document.get("left_out", {}),
-        "packing": {**carried, "features": stored.to_json()},
+        "packing": {**carried, "made_of": index.fingerprint, "features": stored.to_json()},
         "samples_per_shard": how.samples_per_shard,
         "shards": -(-len(index) // how.samples_per_shard),
     }
