@@ -40,7 +40,8 @@ _CARRIED = ("short_side", "quality", "adopted")  # of the images' packing: what 
 
 @dataclass(frozen=True)
 class FrozenEncoder:
-    """An encoder and what it is shown; it computes in float32. ``config`` has its name, preprocessing and, for a grid, ``grid_size``."""
+    """An encoder and what it is shown; it computes in float32. ``config`` has its name, preprocessing and, for a grid,
+    ``grid_size``."""
 
     encoder: Encoder
     config: Config
