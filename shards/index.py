@@ -71,8 +71,8 @@ class Extents(Sequence[Extent]):
     def of_view(self, number: int, view: int) -> Extent:
         """Where a sample's main file is, or that of another of its views; see ``tars.view_file``."""
         files = self.files(number)
-        if not 0 <= view < min(self.views, len(files)):
-            raise ValueError(f"a sample has {self.views} view(s), number {view} is asked for")
+        if not 0 <= view < self.views:
+            raise ValueError(f"its samples have {self.views} view(s), number {view} is asked for")
         ext, offset, size, name = tars.view_file(files, view)
         if not 0 <= offset <= offset + size <= self._filesize:
             raise ValueError(f"{name}: its line names bytes outside its tar")
@@ -111,7 +111,7 @@ class Index:
         sample (its features), that split's. So training from either takes the same batches."""
         packing = self.document.get("packing")
         made_of = packing.get("made_of") if isinstance(packing, dict) else None
-        return made_of if is_sha256(made_of) else self.fingerprint
+        return str(made_of) if is_sha256(made_of) else self.fingerprint
 
     @cached_property
     def _starts(self) -> np.ndarray:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from captioning import config as configuration
-from captioning.config import Config
+from captioning.config import Config, DataConfig, DecoderConfig, EncoderConfig
 from captioning.data.captions import EncodedCaptions
 from captioning.data.captions import encode as encode_captions
 from captioning.data.dataset import EvaluationBatches, train_dataset
@@ -24,6 +24,7 @@ from captioning.distributed.stop_signals import StopSignals
 from captioning.inference.encode_split import Encoding, FrozenEncoder, encode_split
 from captioning.inference.evaluate_run import caption_run
 from captioning.inference.predictor import Predictor
+from captioning.model.captioner import Captioner
 from captioning.model.encoder_identity import first_encoder
 from captioning.training.trainer import train
 from shards import index as shard_index
@@ -246,3 +247,82 @@ def test_a_file_that_is_no_such_feature_is_unreadable_and_costs_its_place_only(f
     index, extent = with_one_broken_image(features, tmp_path / "broken")
     batch = EvaluationBatches(index, preprocessing_of(Config()))[0, 16]
     assert [one.key for one in batch.unreadable] == [extent.key] and len(batch.inputs) == 15
+
+
+def write_given(folder: Path, shards: Path, split: str, places: list[int] | None) -> tuple[Path, Path]:
+    """Others' features of a split: ID.npz of ``places`` boxes [P, 6] in turn (None: vectors), and COCO captions."""
+    folder.mkdir()
+    generator, texts = np.random.default_rng(0), shard_index.load(shards / f"{split}.json").texts()
+    for number, text in enumerate(texts):
+        shape = (6,) if places is None else (places[number % len(places)], 6)
+        np.savez(folder / f"{text.image_id}.npz", features=generator.normal(size=shape).astype(np.float32))
+    images = [{"id": text.image_id, "file_name": f"COCO_{number}.jpg"} for number, text in enumerate(texts)]
+    annotations = [{"image_id": text.image_id, "caption": caption} for text in texts for caption in text.captions]
+    captions = folder.with_suffix(".json")
+    captions.write_text(json.dumps({"images": images, "annotations": annotations}))
+    return folder, captions
+
+
+def pack_given(folder: Path, captions: Path, out: Path, *more: str) -> Index:
+    """``captioning pack features``, in this process."""
+    from launch.cli import pack_arguments
+    from launch.pack import _named
+    from shards.packing.packer import Settings, pack
+
+    line = ["features", "--features", folder, "--captions", captions, "--split", "train", "--out", out, *more]
+    arguments = pack_arguments.parser("").parse_args(list(map(str, line)))
+    source = _named(arguments.kind.read(arguments, out), arguments.split, None)["train"]
+    return pack(source, "train", out, Settings(shard_mb=1))
+
+
+GIVEN = {"encoder__name": "features", "encoder__feature_size": 6}
+
+
+@pytest.mark.parametrize(("places", "decoder"), [([3, 5, 1], "lstm"), (None, "lstm"), ([4], "attention")])
+def test_features_of_others_are_packed_and_trained_on(scene_shards, tmp_path, empty_config, places, decoder):
+    folder, captions = write_given(tmp_path / "given", scene_shards, "train", places)
+    index = pack_given(folder, captions, tmp_path / "out", "--dtype", "float32")
+    shard_index.verify(index)
+    assert len(index) == 44 and stored_features(index).weights_sha256 is None
+    batch = EvaluationBatches(index, preprocessing_of(Config()))[0, 3]
+    for row, text in enumerate(index.texts()[:3]):
+        given = np.load(folder / f"{text.image_id}.npz")["features"]
+        kept = batch.inputs[row].numpy()
+        assert np.array_equal(kept[: len(given)], given) and np.isnan(kept[len(given) :]).all()
+    changes = GIVEN | {"decoder__name": decoder, "train__total_steps": 3}
+    run = run_of(config_of(tmp_path / "out", tmp_path / "run", empty_config, **changes))
+    predictor = Predictor.from_checkpoint(run, "latest", "cpu")
+    assert len(caption_run(predictor, run, "train", Ranks(0, 1)).captions.captions) == 44
+    image = next(read_samples(shard_index.load(scene_shards / "val.json"), [0])).image_bytes
+    with pytest.raises(InputError, match="it cannot see an image"):
+        predictor.caption(image)
+
+
+def test_the_mean_is_over_the_places_that_there_are():
+    config = Config(
+        data=DataConfig("x"),
+        encoder=EncoderConfig("features", feature_size=6, projection_batch_norm=False),
+        decoder=DecoderConfig("lstm", 8, 8),
+    )
+    model, boxes = Captioner(config, 9).eval(), torch.randn(2, 5, 6)
+    boxes[1, 3:] = torch.nan
+    alone = model.encode(boxes[1:, :3])
+    torch.testing.assert_close(model.encode(boxes)[1], alone[0])
+
+
+def test_features_that_do_not_fit_are_told(scene_shards, tmp_path, empty_config):
+    folder, captions = write_given(tmp_path / "given", scene_shards, "train", [3, 5])
+    files = sorted(folder.iterdir())
+    np.savez(files[1], features=np.ones((2, 7), np.float32))
+    with files[2].open("wb") as file:
+        np.save(file, np.array([{}], dtype=object), allow_pickle=True)
+    index = pack_given(folder, captions, tmp_path / "out")
+    reasons = sorted(skip["reason"] for skip in index.document["skipped"])
+    assert len(index) == 42 and reasons[0].startswith("Object arrays cannot be loaded")
+    assert reasons[1] == "grid features of 7, not grid of 6 as others"
+    for changes, said in (
+        ({"encoder__feature_size": 5}, "set encoder.feature_size=6"),
+        ({"decoder__name": "attention"}, "more places of some images than of others"),
+    ):
+        with pytest.raises(InputError, match=said):
+            train(config_of(tmp_path / "out", tmp_path / "run", empty_config, **GIVEN | changes), StopSignals())

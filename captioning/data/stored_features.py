@@ -25,7 +25,7 @@ class StoredFeatures:
     """
 
     encoder: str  # encoder.name
-    weights_sha256: str  # of the encoder's weights; see model/encoders/weights.py
+    weights_sha256: str | None  # of the encoder's weights; None: others' features, of an encoder that is not here
     last_stage: str | None
     form: str
     grid_size: int | None  # the side that the encoder's own grid was pooled to

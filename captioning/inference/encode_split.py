@@ -9,12 +9,14 @@ the rest.
 import io
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+import webdataset
 from torch import Tensor
 
 from captioning.config import Config
@@ -32,7 +34,7 @@ from shards.errors import InputError
 from shards.index import Index
 from shards.packing.merge import merge, packed_in
 from shards.packing.plan import tar_names
-from shards.packing.shard_writer import Written, end_tar, is_finished, refuse_another_packing, write_sample, write_shard
+from shards.packing.shard_writer import Written, is_finished, refuse_another_packing, write_shard
 from shards.workers import read_ahead
 
 _CARRIED = ("short_side", "quality", "adopted")  # of the images' packing: what `audit` compares
@@ -163,16 +165,17 @@ class _Work:
     def _write(self, file: BinaryIO, start: int, stop: int) -> Written:
         texts = _texts(self.index, start, stop)
         samples, skipped = [], []
-        for numbers, views, unreadable in self._batches(start, stop):
-            for row, number in enumerate(numbers):
-                text = texts[number - start]
-                stored = {name: text[name] for name in ("captions", "image_id", "label") if text[name] is not None}
-                contents = {ending: _npy(view[row]) for ending, view in views.items()}
-                contents["json"] = json.dumps(stored, ensure_ascii=False).encode()
-                write_sample(file, text["key"], contents)
-                samples.append(text)
-            skipped += unreadable
-        end_tar(file)
+        # No time stamp, so that the same input gives the same bytes.
+        with closing(webdataset.TarWriter(file, encoder=False, mtime=0)) as writer:
+            for numbers, views, unreadable in self._batches(start, stop):
+                for row, number in enumerate(numbers):
+                    text = texts[number - start]
+                    stored = {name: text[name] for name in ("captions", "image_id", "label") if text[name] is not None}
+                    content = json.dumps(stored, ensure_ascii=False).encode()
+                    features = {ending: _npy(view[row]) for ending, view in views.items()}
+                    writer.write({"__key__": text["key"], **features, "json": content})
+                    samples.append(text)
+                skipped += unreadable
         return samples, skipped
 
     def _batches(self, start: int, stop: int) -> Iterator[tuple[list[int], dict[str, np.ndarray], list[dict]]]:

@@ -41,6 +41,8 @@ class Captioner(nn.Module):
         type -> what the decoder looks at: features [B, E] for the LSTM, else a grid [B, P, D]."""
         if inputs.is_floating_point():
             features = inputs.float()
+            if features.dim() == 3 and not self.decoder.uses_grid:
+                features = features.nanmean(dim=1)  # over the places that there are
         else:
             features = encoder_features(self.encoder, inputs, not self.decoder.uses_grid, self.grid_size)
         return features if self.decoder.uses_grid else self.projection(features)

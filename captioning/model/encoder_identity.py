@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from captioning.config import Config
-from captioning.data.stored_features import stored_features
+from captioning.data.stored_features import StoredFeatures, stored_features
 from captioning.model.decoders import DECODERS
 from captioning.model.encoders import Encoder, build_encoder
 from captioning.model.encoders.weights import weights_sha256
 from shards.errors import InputError
 from shards.hashing import key_of
-from shards.index import Index
+from shards.index import Index, read_extents
 
 
 def first_encoder(config: Config) -> Encoder:
@@ -43,7 +43,11 @@ def check_encoder(index: Index | None, config: Config, encoder_state: Callable[[
     stored = None if index is None else stored_features(index)
     if stored is None or index is None:
         return
-    wanted = "grid" if DECODERS[config.decoder.name].uses_grid else "pooled"
+    uses_grid = DECODERS[config.decoder.name].uses_grid
+    if stored.weights_sha256 is None:  # given by others: config and split agree on that
+        _check_given(index, stored, config, uses_grid)
+        return
+    wanted = "grid" if uses_grid else "pooled"
     if stored.form != wanted:
         raise InputError(
             f"{index.path} holds {stored.form} features, and decoder.name={config.decoder.name} takes {wanted} ones: "
@@ -56,4 +60,19 @@ def check_encoder(index: Index | None, config: Config, encoder_state: Callable[[
             f"{stored.weights_sha256[:16]} there, {sha256[:16]} here (encoder.weights={config.encoder.weights}"
             f"{f', drawn by seed={config.seed}' if config.encoder.weights is None else ''}).\n"
             "Give the run the weights they were encoded with, or encode the images with this run's."
+        )
+
+
+def _check_given(index: Index, stored: StoredFeatures, config: Config, uses_grid: bool) -> None:
+    if stored.size != config.encoder.feature_size:
+        raise InputError(f"{index.path} holds features {stored.size} wide: set encoder.feature_size={stored.size}.")
+    if uses_grid and stored.form == "pooled":
+        raise InputError(
+            f"{index.path} holds one vector an image, and decoder.name={config.decoder.name} looks at places. Set "
+            "decoder.name=lstm."
+        )
+    if uses_grid and len({extent.size for shard in index.shards for extent in read_extents(shard)}) > 1:
+        raise InputError(
+            f"{index.path} holds more places of some images than of others, and decoder.name={config.decoder.name} "
+            "looks at as many of each. Set decoder.name=lstm, which takes their mean."
         )

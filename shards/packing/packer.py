@@ -85,7 +85,7 @@ def pack_part(
     ImageFiles(source.images)  # a wrong --images is told at once, not as ten thousand unreadable files
     shard_index.refuse_another_file(out / f"{split}.json")
     new_folder = not out.exists()
-    with Converter(source.images, settings.short_side, settings.quality, workers) as convert:
+    with Converter(source.images, settings.short_side, settings.quality, workers, source.features) as convert:
         try:
             present = packed_in(out, split)
             planned = plan(source, split, settings, [found.made_by for found in present.values() if found], convert)
@@ -153,9 +153,10 @@ def _pack_shard(
 def _write_tar(
     file: BinaryIO, records: Sequence[Record], convert: Converter, strict: bool, on_progress: Callable[[int], None]
 ) -> Written:
-    """KEY.jpg and KEY.json for each readable record. Returns what the samples say, and the images left out."""
+    """KEY.jpg (of features KEY.npy) and KEY.json for each readable record. Returns what the samples say, and the images
+    left out."""
     samples: list[dict[str, Any]] = []
-    thumbnails: list[bytes] = []
+    thumbnails: list[bytes] = []  # of images
     skipped: list[dict[str, str]] = []
     # No time stamp, so that the same input gives the same bytes.
     with closing(webdataset.TarWriter(file, encoder=False, mtime=0)) as writer:
@@ -165,9 +166,10 @@ def _write_tar(
                 text = {"captions": record.captions, "image_id": record.image_id, "label": record.label}
                 stored = {name: value for name, value in text.items() if value is not None}
                 content = json.dumps(stored, ensure_ascii=False).encode()
-                writer.write({"__key__": record.key, "jpg": one.jpeg, "json": content})
+                ending = "npy" if one.thumbnail is None else "jpg"
+                writer.write({"__key__": record.key, ending: one.data, "json": content})
                 samples.append({"key": record.key, **text, "image_sha256": one.sha256})
-                thumbnails.append(one.thumbnail)
+                thumbnails += [] if one.thumbnail is None else [one.thumbnail]
             elif strict:
                 raise InputError(
                     f"{record.image}: {one}\nRepair or remove it, or leave out --strict to skip and list it."
@@ -175,7 +177,7 @@ def _write_tar(
             else:
                 skipped.append({"image": record.image, "reason": one})
             on_progress(number)
-    for sample, perceptual in zip(samples, perceptual_hashes(thumbnails), strict=True):
+    for sample, perceptual in zip(samples if thumbnails else (), perceptual_hashes(thumbnails), strict=True):
         sample["image_phash"] = perceptual
     return samples, skipped
 

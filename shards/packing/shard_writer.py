@@ -1,10 +1,8 @@
 """One shard written whole or not at all: what lies beside its tar first, the tar last, each renamed into place."""
 
 import fcntl
-import io
 import os
-import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,7 +21,7 @@ def write_shard(tar: Path, made_by: dict[str, Any], write: Callable[[BinaryIO], 
     """Write one shard and what lies beside it. ``write`` writes the tar; it begins anew after a killed one.
 
     Args:
-        views: files of each sample that are views of its image, its first ones.
+        views: .npy files of each sample, each a view of its image.
 
     Raises:
         InputError: when another process is writing this shard.
@@ -44,22 +42,6 @@ def write_shard(tar: Path, made_by: dict[str, Any], write: Callable[[BinaryIO], 
             finished["views"] = views
         shard_index.write_sidecars(tar, temporary, tars.samples_of(temporary), finished)
         temporary.replace(tar)
-
-
-def write_sample(file: BinaryIO, key: str, contents: Mapping[str, bytes]) -> None:
-    """Append a sample's files (extension -> bytes) to a tar in this order. No time stamp and no owner, so that the same
-    input gives the same bytes. ``end_tar`` ends the tar."""
-    for extension, content in contents.items():
-        member = tarfile.TarInfo(f"{key}.{extension}")
-        member.size, member.mode = len(content), 0o444
-        file.write(member.tobuf(tarfile.GNU_FORMAT, "utf-8", "strict"))
-        file.write(content)
-        file.write(b"\0" * (-len(content) % tarfile.BLOCKSIZE))
-
-
-def end_tar(file: BinaryIO) -> None:
-    file.write(b"\0" * (2 * tarfile.BLOCKSIZE))
-    file.write(b"\0" * (-file.seek(0, io.SEEK_END) % tarfile.RECORDSIZE))
 
 
 def is_finished(tar: Path, made_by: dict[str, Any], retry: bool = False) -> bool:
