@@ -23,7 +23,6 @@ from captioning.training.train_step import TrainStep
 from launch.bench.cases import WORDS
 from launch.bench.table import Table
 from launch.bench.timing import side_by_side
-from shards import index as shard_index
 from shards import sources
 from shards.index import Index
 from shards.packing.packer import Settings, pack
@@ -66,7 +65,7 @@ def _row(encoder: str, index: Index, folder: Path, arguments: argparse.Namespace
     steps = count()
     runners = {
         name: _runner(split, folder / name, config, train_step, steps, arguments.steps)
-        for name, split in (("pixels", index), ("stored", shard_index.load(features.path)))
+        for name, split in (("pixels", index), ("stored", features))
     }
     speeds = side_by_side(runners, arguments.rounds)
     ratios = [fast / slow for fast, slow in zip(speeds["stored"].rounds, speeds["pixels"].rounds, strict=True)]
