@@ -153,6 +153,7 @@ ENCODERS: dict[str, EncoderEntry] = {
     **_encoders("vit_b_16 vit_b_32", "vit:VisionTransformer", "block", 12),
     **_encoders("vit_l_16 vit_l_32", "vit:VisionTransformer", "block", 24),
     **_encoders("vit_h_14", "vit:VisionTransformer", "block", 32),
+    "features": EncoderEntry("given:GivenFeatures", ()),  # of encoders that are not here: captioning pack features
 }
 
 
@@ -163,6 +164,9 @@ class EncoderConfig:
     name: str = setting("resnet50", "torchvision's name of the backbone; captioning/model/README.md", identity=True)
     weights: str | None = setting(
         None, "a torchvision weights name (IMAGENET1K_V2), a .pth or .safetensors file; null: random"
+    )
+    feature_size: int | None = setting(
+        None, "for name=features, others' features in place of images: how wide they are", at_least=1, identity=True
     )
     last_stage: str | None = setting(
         None, "the stage whose output is the grid, those above it are dropped; null: the top", identity=True
@@ -485,6 +489,10 @@ def _unfitting_encoder(encoder: EncoderConfig) -> list[str]:
     """An unknown encoder, or one that has no such stage."""
     if encoder.name not in ENCODERS:
         return [f"encoder.name: {encoder.name!r} is not one of {', '.join(ENCODERS)}"]
+    if (encoder.name == "features") != (encoder.feature_size is not None):
+        return ["encoder.feature_size: is for encoder.name=features, and needed there"]
+    if encoder.name == "features" and (encoder.weights or encoder.trainable != "none"):
+        return ["encoder.weights, encoder.trainable: encoder.name=features has nothing that learns; null, none"]
     stages = ENCODERS[encoder.name].stages
     if encoder.last_stage is not None:
         if encoder.last_stage not in stages:

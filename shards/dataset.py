@@ -147,6 +147,7 @@ class ShardDataset(IterableDataset):
         rank, world_size: by default those of torch.distributed, else RANK and WORLD_SIZE, else 0 and 1.
         num_workers: processes that read ahead; for a DataLoader around this dataset leave it at 0.
         max_unreadable_fraction: of the split, in one epoch on one rank, past which the loop ends with an InputError.
+        view_of: (seed, epoch, sample's number in the split) -> which view is read of a sample that holds several.
 
     Raises:
         InputError: for a split that is missing or damaged, or settings that make no sense.
@@ -167,6 +168,7 @@ class ShardDataset(IterableDataset):
         num_workers: int = 0,
         pin_memory: bool = False,
         max_unreadable_fraction: float = 0.001,
+        view_of: Callable[[int, int, int], int] | None = None,
     ):
         sizes = {"global_batch_size": global_batch_size, "micro_batch_size": micro_batch_size, "epochs": epochs}
         for name, value in sizes.items():
@@ -177,7 +179,7 @@ class ShardDataset(IterableDataset):
         self.decode, self.collate, self.seed, self.epochs = decode, collate, seed, epochs
         self.rank, self.world_size = _rank_of(rank, world_size)
         self.num_workers, self.pin_memory = num_workers, pin_memory
-        self.max_unreadable_fraction = max_unreadable_fraction
+        self.max_unreadable_fraction, self.view_of = max_unreadable_fraction, view_of
         self.step = 0  # of the run: the next one
         self._stride: int | None = None  # of a DataLoader's worker that has given steps: how many there are of them
         self._unreadable = (0, 0)  # epoch, how many so far in it
@@ -265,7 +267,8 @@ class ShardDataset(IterableDataset):
 
     def decoded(self, epoch: int, places: list[int]) -> Iterator[tuple[str, Any]]:
         """Key and decoded value, or UnreadableSample, of each of these samples of the split."""
-        for place, read in zip(places, read_samples(self.index, places), strict=True):
+        views = None if self.view_of is None else [self.view_of(self.seed, epoch, place) for place in places]
+        for place, read in zip(places, read_samples(self.index, places, views), strict=True):
             yield read.key, self._decode(read, place, epoch)
 
     def describe(self, step: int) -> str:
@@ -285,7 +288,7 @@ class ShardDataset(IterableDataset):
         return Part(step, epoch, stop - start, places, self)
 
     def _order(self, epoch: int) -> EpochOrder:
-        return _order_of(len(self.index), self.index.fingerprint, self.seed, epoch, self.global_batch_size)
+        return _order_of(len(self.index), self.index.order_key, self.seed, epoch, self.global_batch_size)
 
     def _decode(self, read: Sample | UnreadableSample, place: int, epoch: int) -> Any:
         if isinstance(read, UnreadableSample):

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from shards import storage, tars
-from shards.document import KIND, checked_shards
+from shards.document import KIND, checked_shards, is_sha256
 from shards.errors import InputError, listed
 from shards.files import write_atomically
 from shards.storage import SIDECAR_SUFFIXES, Shard
@@ -55,7 +55,8 @@ class Extents(Sequence[Extent]):
         self._ends = np.flatnonzero(np.frombuffer(idx, dtype=np.uint8) == ord("\n"))
         header = idx.split(b"\n", 1)[0].decode(errors="replace")[:40]
         found = (header, len(self), len(self._crc32))
-        if found != (f"v1.2 {shard.nsamples}", shard.nsamples, shard.nsamples):
+        self.views = max(1, len(self._crc32) // max(1, shard.nsamples))  # files of a sample that have a checksum
+        if found != (f"v1.2 {shard.nsamples}", shard.nsamples, shard.nsamples * self.views):
             raise ValueError(
                 f"header {header!r}, {len(self)} lines and {len(self._crc32)} checksums, the index says "
                 f"{shard.nsamples} samples"
@@ -65,10 +66,17 @@ class Extents(Sequence[Extent]):
         return len(self._ends) - 1
 
     def __getitem__(self, number: Any) -> Any:  # a whole number, for an Extent
-        ext, offset, size, name = tars.main_file(self.files(number))
+        return self.of_view(number, 0)
+
+    def of_view(self, number: int, view: int) -> Extent:
+        """Where a sample's main file is, or that of another of its views; see ``tars.view_file``."""
+        files = self.files(number)
+        if not 0 <= view < self.views:
+            raise ValueError(f"its samples have {self.views} view(s), number {view} is asked for")
+        ext, offset, size, name = tars.view_file(files, view)
         if not 0 <= offset <= offset + size <= self._filesize:
             raise ValueError(f"{name}: its line names bytes outside its tar")
-        return Extent(name.removesuffix(f".{ext}"), offset, size, int(self._crc32[number]))
+        return Extent(name.removesuffix(f".{ext}"), offset, size, int(self._crc32[number * self.views + view]))
 
     def files(self, number: int) -> tuple[File, ...]:
         """Every file of a sample, in the order of the tar."""
@@ -96,6 +104,14 @@ class Index:
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    @property
+    def order_key(self) -> str:
+        """What the order of its samples follows from: its fingerprint or, where it was made of another split sample by
+        sample (its features), that split's. So training from either takes the same batches."""
+        packing = self.document.get("packing")
+        made_of = packing.get("made_of") if isinstance(packing, dict) else None
+        return str(made_of) if is_sha256(made_of) else self.fingerprint
 
     @cached_property
     def _starts(self) -> np.ndarray:
@@ -226,13 +242,13 @@ def read_extents(shard: Shard) -> Extents:
         raise InputError(f"{idx} or {crc32.name} cannot be read ({error}). Copy them again, with their tar.") from error
 
 
-def extent_of(shard: Shard, number: int) -> Extent:
-    """Where the main file of one sample of a shard lies.
+def extent_of(shard: Shard, number: int, view: int = 0) -> Extent:
+    """Where the main file of one sample of a shard lies, or that of another of its views.
 
     Raises:
         InputError: when the shard's ``.idx`` cannot be read, or says nonsense of this sample.
     """
-    return _said_of(shard, number, read_extents(shard).__getitem__)
+    return _said_of(shard, number, lambda sample: read_extents(shard).of_view(sample, view))
 
 
 def files_of(shard: Shard, number: int) -> tuple[File, ...]:
@@ -269,8 +285,10 @@ def fingerprint_of(shards: Sequence[Shard]) -> str:
 
 def write_sidecars(tar: Path, content: Path, samples: list[tars.TarSample], about: dict[str, Any]) -> tuple[str, ...]:
     """Write what belongs to a tar, whose bytes are in ``content`` for now; ``about`` is its captions file, which also
-    takes the hashes of the other two. Returns the sha256 of each file, as ``Shard.sidecars`` has them."""
-    files = {".idx": tars.idx_text(samples).encode(), ".crc32": tars.checksums(content, samples)}
+    takes the hashes of the other two, and tells of several ``views`` of each image. Returns the sha256 of each file, as
+    ``Shard.sidecars`` has them."""
+    checksums = tars.checksums(content, samples, about.get("views", 1))
+    files = {".idx": tars.idx_text(samples).encode(), ".crc32": checksums}
     about = {**about, "sidecars": {suffix: hashlib.sha256(data).hexdigest() for suffix, data in files.items()}}
     files[".captions.json"] = json.dumps(about, ensure_ascii=False).encode()
     for suffix, data in files.items():
@@ -368,7 +386,7 @@ def _damage_on_disk(shard: Shard, path: Path) -> str | None:
     samples = [sample for sample in tars.samples_of(path, about.get("prefix", "")) if sample.key in known]
     if tars.idx_text(samples) != path.with_suffix(".idx").read_text(encoding="utf-8", errors="replace"):
         return f"{path.with_suffix('.idx')}: does not match its tar"
-    if tars.checksums(path, samples) != path.with_suffix(".crc32").read_bytes():
+    if tars.checksums(path, samples, about.get("views", 1)) != path.with_suffix(".crc32").read_bytes():
         return f"{path.with_suffix('.crc32')}: does not match its tar"
     with path.open("rb") as tar:
         for sample, text in zip(samples, texts, strict=True):

@@ -12,7 +12,7 @@ from shards import storage
 from shards.index import Extent, Index, extent_of, files_of, read_extents, read_texts
 from shards.storage import Shard
 from shards.storage.cache import Cache
-from shards.tars import SampleText, main_file
+from shards.tars import SampleText, view_file
 
 _REQUESTS = 16  # at once, a process
 _GAP = 64 << 10  # bytes between two images that are rather fetched along than asked for apart
@@ -28,6 +28,7 @@ class Sample:
     image_bytes: bytes
     shard: Shard
     number: int  # in the shard
+    view: int  # of the sample's views, which one was read
     cache: Cache = field(repr=False, compare=False)
 
     @property
@@ -62,7 +63,7 @@ class Sample:
         files = files_of(self.shard, self.number)
         for name, offset, size, _ in files:
             if name == ext:
-                with_it = name == main_file(files)[0]
+                with_it = name == view_file(files, self.view)[0]
                 return self.image_bytes if with_it else storage.read(self.shard, offset, size, self.cache)
         raise FileNotFoundError(f"sample {self.key} has no .{ext}, only {', '.join(self.files)}")
 
@@ -92,19 +93,23 @@ def read_sample(index: Index, sample: int) -> Sample | UnreadableSample:
     return next(read_samples(index, [sample]))
 
 
-def read_samples(index: Index, samples: Sequence[int]) -> Iterator[Sample | UnreadableSample]:
+def read_samples(
+    index: Index, samples: Sequence[int], views: Sequence[int] | None = None
+) -> Iterator[Sample | UnreadableSample]:
     """Samples by number, in the order asked for. Those on other machines are fetched ahead, all at once, and near
-    neighbours in one request.
+    neighbours in one request. Of samples that hold several views of their image, the one of ``views`` is read (the
+    first).
 
     Raises:
         InputError: when an ``.idx`` cannot be read, or a shard by no means that are installed.
     """
-    located = [index.locate(sample) for sample in samples]
-    if all(isinstance(shard.path, Path) for shard, _ in located):
-        yield from (_read(index, _Wanted(shard, extent_of(shard, number), number)) for shard, number in located)
+    chosen = views or [0] * len(samples)
+    located = [(*index.locate(sample), view) for sample, view in zip(samples, chosen, strict=True)]
+    if all(isinstance(shard.path, Path) for shard, *_ in located):
+        yield from (_read(index, _wanted(*one)) for one in located)
         return
-    list(_pool().map(read_extents, {shard for shard, _ in located}))
-    wanted = [_Wanted(shard, extent_of(shard, number), number) for shard, number in located]
+    list(_pool().map(read_extents, {shard for shard, *_ in located}))
+    wanted = [_wanted(*one) for one in located]
     read: dict[_Wanted, Future[dict[_Wanted, Sample | UnreadableSample]]] = {}
     for block in _blocks(wanted):
         future = _pool().submit(_read_block, index, block)
@@ -117,6 +122,11 @@ class _Wanted:
     shard: Shard
     extent: Extent
     number: int  # in the shard
+    view: int
+
+
+def _wanted(shard: Shard, number: int, view: int) -> _Wanted:
+    return _Wanted(shard, extent_of(shard, number, view), number, view)
 
 
 def _blocks(wanted: list[_Wanted]) -> list[list[_Wanted]]:
@@ -174,7 +184,7 @@ def _read(index: Index, one: _Wanted, again: bool = False) -> Sample | Unreadabl
 def _checked(index: Index, one: _Wanted, image: bytes) -> Sample | None:
     """The sample, if the bytes are those that were packed."""
     right = len(image) == one.extent.size and zlib.crc32(image) == one.extent.crc32
-    return Sample(one.extent.key, image, one.shard, one.number, index.cache) if right else None
+    return Sample(one.extent.key, image, one.shard, one.number, one.view, index.cache) if right else None
 
 
 def _reason(error: OSError) -> str:
@@ -187,4 +197,4 @@ def _unreadable(shard: Shard, extent: Extent, reason: str) -> UnreadableSample:
 
 def unreadable_of(sample: Sample, reason: str) -> UnreadableSample:
     """What stands for a sample whose bytes were read but cannot be decoded."""
-    return _unreadable(sample.shard, extent_of(sample.shard, sample.number), reason)
+    return _unreadable(sample.shard, extent_of(sample.shard, sample.number, sample.view), reason)

@@ -59,8 +59,24 @@ class TarSample:
 
 
 def main_file(files: Sequence[File]) -> File:
-    """The file of a sample that is read with it and has a checksum: its image, or its first where it has none."""
-    return next((file for file in files if is_image(file[0])), files[0])
+    """The file of a sample that is read with it and has a checksum: its image, else its first array (.npy), else its
+    first."""
+    return next((file for file in files if is_image(file[0])), (*_arrays(files), files[0])[0])
+
+
+def view_file(files: Sequence[File], view: int) -> File:
+    """The main file; or (``view`` from 1) another of the arrays of a sample that holds several views of its image.
+
+    Raises:
+        ValueError: when it has no such view.
+    """
+    if view and not view < len(_arrays(files)):
+        raise ValueError(f"a sample of {len(_arrays(files))} views has no view {view}")
+    return _arrays(files)[view] if view else main_file(files)
+
+
+def _arrays(files: Sequence[File]) -> list[File]:
+    return [file for file in files if file[0].rsplit(".", 1)[-1] == "npy"]
 
 
 def is_image(ext: str) -> bool:
@@ -178,10 +194,11 @@ def idx_text(samples: Iterable[TarSample]) -> str:
     return "\n".join([f"v1.2 {len(lines)}", *lines, ""])
 
 
-def checksums(tar: Path, samples: Iterable[TarSample]) -> bytes:
-    """crc32 of each sample's main file, 4 bytes each, little-endian: a flipped bit is found where a JPEG decodes."""
+def checksums(tar: Path, samples: Iterable[TarSample], views: int = 1) -> bytes:
+    """crc32 of each sample's main file, 4 bytes each, little-endian: a flipped bit is found where a JPEG decodes. Of
+    samples of several ``views``, of each of them."""
     with tar.open("rb") as file:
-        contents = (_content(file, main_file(sample.files)) for sample in samples)
+        contents = (_content(file, view_file(sample.files, view)) for sample in samples for view in range(views))
         return b"".join(zlib.crc32(content).to_bytes(4, "little") for content in contents)
 
 

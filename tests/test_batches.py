@@ -52,7 +52,7 @@ def global_steps(dataset_of, world_size, workers=0, micro=3, first=0, last=11, *
                 assert len(batch.keys) <= micro
                 for row, key in enumerate(batch.keys):
                     words = batch.captions.token_ids[batch.captions.image_index == row].tolist()
-                    steps[number].append((key, batch.images[row], [[w for w in caption if w] for caption in words]))
+                    steps[number].append((key, batch.inputs[row], [[w for w in caption if w] for caption in words]))
     per_step = [counts[number :: last - first] for number in range(last - first)]
     return steps, per_step
 

@@ -63,7 +63,7 @@ def test_img2datasets_tars(tmp_path):
     assert all(sample.image_bytes == jpegs[sample.key] for sample in ours)
     batch = EvaluationBatches(index, preprocessing_of(Config()))[(0, 3)]
     assert not batch.unreadable
-    assert [round(float(image.float().mean()), -1) for image in batch.images] == [50, 50, 200]
+    assert [round(float(image.float().mean()), -1) for image in batch.inputs] == [50, 50, 200]
     again = index_tars([tmp_path], "train")  # the same again is the same
     assert again.fingerprint == index.fingerprint
 

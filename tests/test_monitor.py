@@ -107,7 +107,7 @@ def test_validation_loss_is_that_of_every_caption_word_by_word(watched, scene_sh
     model.load_state_dict(saved.model())
     index = shard_index.load(scene_shards / "val.json")
     captions = EncodedCaptions(run / "encoded-val")
-    images = EvaluationBatches(index, preprocessing_of(config))[0, len(index)].images
+    images = EvaluationBatches(index, preprocessing_of(config))[0, len(index)].inputs
     losses = []
     with torch.no_grad():
         features = model.encode(images)

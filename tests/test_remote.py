@@ -68,7 +68,7 @@ def assert_same_stream(a, b):
     assert [x.keys for x in a] == [x.keys for x in b]
     for x, y in zip(a, b, strict=True):
         assert not x.unreadable and not y.unreadable
-        assert torch.equal(x.images, y.images)
+        assert torch.equal(x.inputs, y.inputs)
         ours, theirs = x.captions, y.captions
         assert torch.equal(ours.token_ids, theirs.token_ids) and torch.equal(ours.image_index, theirs.image_index)
 

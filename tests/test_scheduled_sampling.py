@@ -76,7 +76,7 @@ def test_the_share_grows_from_nothing_and_an_empty_micro_batch_takes_part():
             [float(o.losses(tiny("lstm").eval(), batch, scope).loss.detach()) for o in (CrossEntropy(), objective)]
         )
     assert losses[0][0] == losses[0][1] and losses[2][0] != losses[2][1]
-    empty = replace(batch, images=x[:0], captions=pad_captions([]), samples=())
+    empty = replace(batch, inputs=x[:0], captions=pad_captions([]), samples=())
     model = tiny("lstm", trainable="all").train()
     objective.losses(model, empty, StepScope(9, 4, 1, 1)).loss.backward()
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())

@@ -179,7 +179,7 @@ def test_the_whole_objective_is_what_it_is_by_hand(kind, greedy, monkeypatch):
         for k, caption in enumerate(captions[:3]):
             baseline = scores[3] if greedy else (sum(scores) - scores[k]) / 2
             padded = as_samples([[caption]], 4).padded()
-            logits, _ = model(batch.images[row : row + 1], padded)
+            logits, _ = model(batch.inputs[row : row + 1], padded)
             logits = logits[:, [END, 4, 5, 6, 7, 8]].log_softmax(dim=1)
             column = torch.tensor([[END, 4, 5, 6, 7, 8].index(word) for word in padded.targets.tolist()])
             expected = expected - (scores[k] - baseline) * logits.gather(1, column.unsqueeze(1)).sum() / 6
@@ -274,7 +274,7 @@ def test_cross_entropy_is_todays_loss():
     model, batch = model_of("attention"), batch_of(pictures(2), [0, 1])
     scope = StepScope(0, images=2, targets=batch.targets, world_size=1, detailed=True)
     found = CrossEntropy().losses(model, batch, scope)
-    logits, penalty = model(batch.images, batch.captions)
+    logits, penalty = model(batch.inputs, batch.captions)
     expected = nn.functional.cross_entropy(logits, batch.captions.targets)
     assert float(found.loss.detach()) == pytest.approx(float((expected + penalty / batch.targets).detach()), rel=1e-5)
     scalars = CrossEntropy().scalars({name: float(value) for name, value in found.sums.items()}, scope)

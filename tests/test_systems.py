@@ -90,7 +90,7 @@ def test_a_system_learns_and_captions(name, scene_shards, tmp_path):
     losses = [float(train_step.step(scope_alone(step, [batch]), [batch]).sums["loss"]) for step in range(6)]
     assert min(losses[-2:]) < losses[0]
     model = train_step.captioner.eval()
-    found = search([model], batch.images, options_of(config.evaluate), config.data.max_words)
+    found = search([model], batch.inputs, options_of(config.evaluate), config.data.max_words)
     assert [len(of_image) for of_image in found] == [config.evaluate.beam_size] * 2
     assert all(vocabulary.decode(hypothesis.ids) for of_image in found for hypothesis in of_image)
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from captioning.data.collate import PixelBuffer
 from captioning.data.dataset import EvaluationBatches
+from captioning.data.inputs import PixelBuffer
 from captioning.data.transforms import Preprocessing, decode
 from shards import index as shard_index
 

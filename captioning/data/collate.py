@@ -1,16 +1,14 @@
-"""Decoded samples -> micro-batches: images in memory that the rank sees too, captions padded."""
+"""Decoded samples -> micro-batches: inputs in memory that the rank sees too, captions padded."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
+from captioning.data.inputs import Inputs
 from captioning.data.padded_captions import PaddedCaptions
-from captioning.data.transforms import View
 from captioning.data.vocabulary import END, PAD
 from shards.dataset import Part
 from shards.reader import UnreadableSample
@@ -20,13 +18,14 @@ from shards.reader import UnreadableSample
 class CaptionBatch:
     """One micro-batch: B images, each once, and their N captions. Unreadable samples are listed, and in no tensor.
 
-    Shapes: ``images`` uint8 [B, 3, S, S]; ``valid`` int32 [B, 4], where in them the image is (see View), None: it is
-    everywhere; of ``captions``, see there.
+    ``inputs`` are pixels uint8 [B, 3, S, S], or stored features, floating, [B, D] or [B, P, D]; the model encodes
+    either. ``valid`` says what of them is the image: of pixels int32 [B, 4] (see View), of features which places there
+    are, bool [B, P]; None: all. Shapes of ``captions``: see there.
     """
 
     step: int
     epoch: int
-    images: Tensor
+    inputs: Tensor
     captions: PaddedCaptions
     keys: tuple[str, ...]  # of the B images
     unreadable: tuple[UnreadableSample, ...]
@@ -45,7 +44,7 @@ class CaptionBatch:
 
     def _each(self, move: Callable[[Tensor], Tensor]) -> "CaptionBatch":
         valid = None if self.valid is None else move(self.valid)
-        return replace(self, images=move(self.images), captions=self.captions.each(move), valid=valid)
+        return replace(self, inputs=move(self.inputs), captions=self.captions.each(move), valid=valid)
 
     @property
     def targets(self) -> int:
@@ -55,70 +54,38 @@ class CaptionBatch:
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Images to caption: uint8 [B, 3, S, S], and each one's number in the split; unreadable ones are listed apart.
-    ``valid`` as in CaptionBatch."""
+    """Images to caption: ``inputs`` and ``valid`` as in CaptionBatch, and each one's number in the split; unreadable
+    ones are listed apart."""
 
-    images: Tensor
+    inputs: Tensor
     samples: tuple[int, ...]
     unreadable: tuple[UnreadableSample, ...]
     valid: Tensor | None = None
 
     def to(self, device: torch.device) -> "ImageBatch":
         valid = None if self.valid is None else self.valid.to(device)
-        return replace(self, images=self.images.to(device), valid=valid)
-
-
-class PixelBuffer:
-    """The images of a batch, each copied to its place when it was decoded: it is still in the cache then."""
-
-    def __init__(self, most: int, image_size: int):
-        shape = (most, image_size, image_size, 3)
-        if get_worker_info() is None:
-            self._rows = torch.empty(shape, dtype=torch.uint8)
-        else:  # memory the rank sees too, as torch's own collation takes: otherwise sending the batch copies it
-            shared = torch.UntypedStorage._new_shared(math.prod(shape))
-            self._rows = torch.empty(0, dtype=torch.uint8).set_(shared).view(shape)
-        self._count = 0
-        self._valid: list[tuple[int, int, int, int]] = []
-
-    def add(self, view: View) -> None:
-        """One more."""
-        self._rows[self._count].copy_(view.pixels.permute(1, 2, 0))
-        self._count += 1
-        if view.valid is not None:
-            self._valid.append(view.valid)
-
-    @property
-    def images(self) -> Tensor:
-        """uint8 [B, 3, S, S], channels last in memory: as decoders write them and convolutions like them."""
-        return self._rows[: self._count].permute(0, 3, 1, 2)
-
-    @property
-    def valid(self) -> Tensor | None:
-        """int32 [B, 4]; None where no image was padded."""
-        return torch.tensor(self._valid, dtype=torch.int32) if self._valid else None
+        return replace(self, inputs=self.inputs.to(device), valid=valid)
 
 
 @dataclass(frozen=True)
 class CaptionCollate:
-    """A ShardDataset's ``collate``: View and captions of each sample -> CaptionBatch, maybe an empty one."""
+    """A ShardDataset's ``collate``: inputs and captions of each sample -> CaptionBatch, maybe an empty one."""
 
-    image_size: int
+    inputs: Inputs
 
     def __call__(self, part: Part) -> CaptionBatch:
-        pixels = PixelBuffer(len(part), self.image_size)
+        batch = self.inputs.buffer(len(part))
         captions, keys, samples = [], [], []
         for sample, (key, decoded) in zip(part.places, part, strict=True):
             if isinstance(decoded, UnreadableSample):
                 continue
-            view, of_image = decoded
-            pixels.add(view)
+            one, of_image = decoded
+            batch.add(one)
             captions.append(of_image)
             keys.append(key)
             samples.append(sample)
-        padded = pad_captions(captions)
-        rest = (tuple(keys), tuple(part.unreadable), tuple(samples), pixels.valid)
-        return CaptionBatch(part.step, part.epoch, pixels.images, padded, *rest)
+        rest = (tuple(keys), tuple(part.unreadable), tuple(samples), batch.valid)
+        return CaptionBatch(part.step, part.epoch, batch.inputs, pad_captions(captions), *rest)
 
 
 def pad_captions(captions: Sequence[Sequence[np.ndarray]]) -> PaddedCaptions:

@@ -7,38 +7,41 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from captioning.data.captions import EncodedCaptions
-from captioning.data.collate import CaptionCollate, ImageBatch, PixelBuffer
-from captioning.data.transforms import Preprocessing, View
+from captioning.data.collate import CaptionCollate, ImageBatch
+from captioning.data.inputs import Inputs, inputs_of
+from captioning.data.transforms import Preprocessing
 from shards.dataset import EpochSample, ShardDataset
 from shards.images import UnreadableImageError
 from shards.index import Index
-from shards.reader import UnreadableSample, read_samples, unreadable_of
+from shards.reader import Sample, UnreadableSample, read_samples, unreadable_of
 
 
 @dataclass(frozen=True)
 class CaptionDecoder:
-    """What training makes of a sample: its image, cropped for this epoch, and the captions whose turn it is."""
+    """What training makes of a sample: its image, cropped for this epoch, or its features, and the captions whose turn
+    it is."""
 
     captions: EncodedCaptions
-    preprocessing: Preprocessing
+    inputs: Inputs
     captions_per_image: int
 
-    def __call__(self, sample: EpochSample) -> tuple[View, list[np.ndarray]]:
-        """The image as the model sees it; word ids of at most ``captions_per_image`` captions.
+    def __call__(self, sample: EpochSample) -> tuple[Any, list[np.ndarray]]:
+        """Inputs of one image; word ids of at most ``captions_per_image`` captions.
 
         Raises:
             UnreadableImageError: when the sample's bytes are no image.
         """
-        image = self.preprocessing.for_training(sample.image_bytes, sample.run_seed, sample.epoch, sample.place)
-        return image, choose_captions(self.captions.of(sample.place), self.captions_per_image, sample.epoch)
+        one = self.inputs.for_training(sample)
+        return one, choose_captions(self.captions.of(sample.place), self.captions_per_image, sample.epoch)
 
 
 def train_dataset(
     index: Index, captions: EncodedCaptions, preprocessing: Preprocessing, captions_per_image: int, **settings: Any
 ) -> ShardDataset:
     """The split as CaptionBatches; ``settings`` are those of ShardDataset."""
-    decoder = CaptionDecoder(captions, preprocessing, captions_per_image)
-    return ShardDataset(index, decode=decoder, collate=CaptionCollate(preprocessing.image_size), **settings)
+    inputs = inputs_of(index, preprocessing)
+    decoder = CaptionDecoder(captions, inputs, captions_per_image)
+    return ShardDataset(index, decode=decoder, collate=CaptionCollate(inputs), view_of=inputs.view_of, **settings)
 
 
 def choose_captions(captions: list[np.ndarray], count: int, epoch: int) -> list[np.ndarray]:
@@ -51,21 +54,29 @@ def choose_captions(captions: list[np.ndarray], count: int, epoch: int) -> list[
 
 @dataclass(frozen=True)
 class EvaluationBatches(Dataset):
-    """The split's images in its own order: batch ``(start, stop)`` of sample numbers."""
+    """The split's images, or their features, in its own order: batch ``(start, stop)`` of sample numbers."""
 
     index: Index
     preprocessing: Preprocessing
+    augmented: tuple[int, int] | None = None  # (seed, epoch): images as training sees them then
 
     def __getitem__(self, part: tuple[int, int]) -> ImageBatch:
-        pixels = PixelBuffer(len(range(*part)), self.preprocessing.image_size)
+        inputs = inputs_of(self.index, self.preprocessing)
+        batch = inputs.buffer(len(range(*part)))
         samples, unreadable = [], []
         for number, read in zip(range(*part), read_samples(self.index, range(*part)), strict=True):
             if isinstance(read, UnreadableSample):
                 unreadable.append(read)
                 continue
             try:
-                pixels.add(self.preprocessing.for_evaluation(read.image_bytes))
+                batch.add(self._of(read, number, inputs))
                 samples.append(number)
             except UnreadableImageError as error:
                 unreadable.append(unreadable_of(read, str(error)))
-        return ImageBatch(pixels.images, tuple(samples), tuple(unreadable), pixels.valid)
+        return ImageBatch(batch.inputs, tuple(samples), tuple(unreadable), batch.valid)
+
+    def _of(self, read: Sample, number: int, inputs: Inputs) -> Any:
+        if self.augmented is None:
+            return inputs.for_evaluation(read)
+        seed, epoch = self.augmented
+        return inputs.for_training(EpochSample(**vars(read), place=number, epoch=epoch, run_seed=seed))

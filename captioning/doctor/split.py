@@ -8,9 +8,11 @@ import numpy as np
 
 from captioning.config import Config, DataConfig
 from captioning.data import vocabulary as vocab
+from captioning.data.inputs import inputs_of
 from captioning.data.tokenizer import Characters, Words
 from captioning.data.transforms import preprocessing_of
 from captioning.doctor.checks import Check, look, size
+from shards.dataset import EpochSample
 from shards.index import Index
 from shards.order import EpochOrder, micro_batches, rank_part, steps_per_epoch
 from shards.reader import Sample, UnreadableSample, read_sample
@@ -106,13 +108,15 @@ def speed(index: Index, config: Config) -> list[Check]:
     """Images a second of one process in the order of an epoch: read only, and read and made ready for training."""
     return [
         look("reading", lambda: _reading("reading", index, config, lambda sample, number: None)),
-        look("reading and decoding", lambda: _reading("reading and decoding", index, config, _decoder(config))),
+        look("reading and decoding", lambda: _reading("reading and decoding", index, config, _decoder(index, config))),
     ]
 
 
-def _decoder(config: Config) -> Callable[[Sample, int], object]:
-    preprocessing = preprocessing_of(config)
-    return lambda sample, number: preprocessing.for_training(sample.image_bytes, config.seed, 0, number)
+def _decoder(index: Index, config: Config) -> Callable[[Sample, int], object]:
+    inputs = inputs_of(index, preprocessing_of(config))
+    return lambda sample, number: inputs.for_training(
+        EpochSample(**vars(sample), place=number, epoch=0, run_seed=config.seed)
+    )
 
 
 def _reading(what: str, index: Index, config: Config, use: Callable[[Sample, int], object]) -> Check:
@@ -136,7 +140,7 @@ def _reading(what: str, index: Index, config: Config, use: Callable[[Sample, int
 
 
 def _in_training_order(index: Index, global_batch: int) -> Iterator[int]:
-    order = EpochOrder(len(index), index.fingerprint, 0, 0, global_batch)
+    order = EpochOrder(len(index), index.order_key, 0, 0, global_batch)
     for start in range(0, len(index), global_batch):
         yield from order.samples(start, min(len(index), start + global_batch)).tolist()
 
@@ -153,7 +157,7 @@ def feeding(index: Index, world_size: int, global_batch: int, micro_batch: int) 
     ]
     if last < global_batch:
         checks.append(Check("the last step", f"{last} images: {_parts(last, world_size, micro_batch)}"))
-    order = EpochOrder(len(index), index.fingerprint, 0, 0, global_batch)
+    order = EpochOrder(len(index), index.order_key, 0, 0, global_batch)
     ranks = sorted({0, world_size // 2, world_size - 1})
     in_one, in_many = zip(*[_shards_read(index, order, rank, world_size) for rank in ranks], strict=True)
     what = f"{max(in_one)} in a step, {max(in_many)} in {min(steps, STEPS_LOOKED_AT)} steps, of {len(index.shards)}"

@@ -20,8 +20,8 @@ class SplitLoss:
     def add(self, batch: ImageBatch) -> None:
         """A batch on the model's device; the model is in eval mode."""
         captions = [self.captions.of(sample) for sample in batch.samples]
-        on_device = pad_captions(captions).each(lambda tensor: tensor.to(batch.images.device))
-        logits, _ = self.model(batch.images, on_device, batch.valid)
+        on_device = pad_captions(captions).each(lambda tensor: tensor.to(batch.inputs.device))
+        logits, _ = self.model(batch.inputs, on_device, batch.valid)
         self.total += float(F.cross_entropy(logits.float(), on_device.targets, reduction="sum"))
         self.targets += len(on_device.target_index)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from captioning.data.captions import EncodedCaptions, encode
 from captioning.data.splits import open_split
+from captioning.data.stored_features import check_settings
 from captioning.distributed.ranks import Ranks
 from captioning.evaluation import provenance
 from captioning.evaluation.caption_split import CaptionSplit
@@ -18,6 +19,7 @@ from captioning.evaluation.scores import Evaluation
 from captioning.evaluation.scores import evaluate as score
 from captioning.evaluation.split_loss import SplitLoss
 from captioning.inference.predictor import Predictor
+from captioning.model.encoder_identity import check_encoder
 from captioning.model.losses import perplexity
 from captioning.model.search import SearchOptions, options_of
 from shards.errors import InputError
@@ -72,6 +74,8 @@ def caption_run(
     if not path:
         raise InputError(f"The run has no data.{split}. Give --split the path of a split's NAME.json.")
     index = open_split(path, config)
+    check_settings(index, config, in_training=False)
+    check_encoder(index, config, predictor.model.encoder.state_dict)
     with tempfile.TemporaryDirectory() as encoded, predictor.autocast():
         encode(index, Path(encoded), 1, config.data.max_words, predictor.vocabulary)
         loss = SplitLoss(predictor.model, EncodedCaptions(Path(encoded)))

@@ -37,23 +37,24 @@ class Captioner(nn.Module):
         self.decoder: Decoder = kind(config.decoder, size, vocabulary_size)
         self.to(memory_format=torch.channels_last)
 
-    def encode(self, images: Tensor, valid: Tensor | None = None) -> Features:
-        """uint8 [B, 3, S, S] -> what the decoder looks at: vectors [B, E] for the LSTM, else a grid [B, P, D].
+    def encode(self, inputs: Tensor, valid: Tensor | None = None) -> Features:
+        """Pixels uint8 [B, 3, S, S], or features that an encoder gave before, [B, D] or [B, P, D] of any floating type
+        -> what the decoder looks at: vectors [B, E] for the LSTM, else a grid [B, P, D].
 
-        ``valid`` int [B, 4] says where in the pixels the image is (left, top, right, bottom), None: everywhere. Places
-        of the grid that show nothing of it are masked out, and left out of the LSTM's mean.
+        ``valid`` says what is part of the image: of pixels int [B, 4], where in them it is (left, top, right, bottom),
+        of features bool [B, P], which places there are; None: all. Other places are masked out, and left out of means.
         """
-        if not self.decoder.uses_grid:
-            return Features(self.projection(self.encoder.pooled(images, valid)))
-        grid = self.encoder(images)
-        if self.grid_size is not None:
-            grid = F.adaptive_avg_pool2d(grid, self.grid_size)
-        mask = None if valid is None else valid_places(valid, grid.shape[2], grid.shape[3], images.shape[3]).flatten(1)
-        return Features(grid.flatten(2).transpose(1, 2).contiguous(), mask)
+        if inputs.is_floating_point():
+            stored = Features(inputs.float(), valid, square=valid is None)
+            if self.decoder.uses_grid:
+                return stored
+            return Features(self.projection(stored.mean() if inputs.dim() == 3 else stored.grid))
+        features = encoder_features(self.encoder, inputs, not self.decoder.uses_grid, self.grid_size, valid)
+        return features if self.decoder.uses_grid else Features(self.projection(features.grid))
 
     def forward(
         self,
-        images: Tensor,
+        inputs: Tensor,
         captions: PaddedCaptions | Callable[[Decoder, Features], PaddedCaptions],
         valid: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
@@ -67,13 +68,28 @@ class Captioner(nn.Module):
         if isinstance(captions, PaddedCaptions) and not len(captions):
             anchor = torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum() * 0.0
             return anchor.expand(0, self.decoder.vocabulary_size), anchor
-        if self.training and len(images) == 1 and not any(isinstance(m, nn.SyncBatchNorm) for m in self.modules()):
+        if self.training and len(inputs) == 1 and not any(isinstance(m, nn.SyncBatchNorm) for m in self.modules()):
             # One image has no batch statistics: it is normalised by the stored ones.
             eval_batch_norm(self)
         try:
-            features = self.encode(images, valid)
+            features = self.encode(inputs, valid)
         finally:
             self.train(self.training)
         if not isinstance(captions, PaddedCaptions):
             captions = captions(self.decoder, features)
         return self.decoder(features, captions)
+
+
+def encoder_features(
+    encoder: Encoder, images: Tensor, pooled: bool, grid_size: int | None = None, valid: Tensor | None = None
+) -> Features:
+    """uint8 [B, 3, S, S] -> what of the encoder's output is used: one vector an image [B, D], or a grid [B, P, D], of
+    ``grid_size`` places a side where that is given. A frozen encoder's can be stored. ``valid`` int [B, 4]: places that
+    show nothing of the image are masked out, and left out of the mean."""
+    if pooled:
+        return Features(encoder.pooled(images, valid))
+    grid = encoder(images)
+    if grid_size is not None:
+        grid = F.adaptive_avg_pool2d(grid, grid_size)
+    mask = None if valid is None else valid_places(valid, grid.shape[2], grid.shape[3], images.shape[3]).flatten(1)
+    return Features(grid.flatten(2).transpose(1, 2).contiguous(), mask)

@@ -72,23 +72,23 @@ def options_of(config: EvaluateConfig) -> SearchOptions:
 @torch.inference_mode()
 def search(
     models: Sequence[Captioner],
-    images: Tensor,
+    inputs: Tensor,
     options: SearchOptions,
     max_words: int,
     image_numbers: Sequence[int] | None = None,
     valid: Tensor | None = None,
 ) -> list[list[Hypothesis]]:
-    """Captions of images uint8 [B, 3, S, S]: for each up to ``beam_size``, the best first; none of an image for which
-    the models' output is not finite. ``valid`` int [B, 4] says where in the pixels the images are, as in ``encode``.
+    """Captions of B images, pixels or features and their ``valid`` as ``Captioner.encode`` takes them: for each up to
+    ``beam_size``, the best first; none of an image for which the models' output is not finite.
 
     Several models (in evaluation mode, of one vocabulary) vote by the mean of their probabilities. <pad>, <start> and
     <unk> are never chosen; a caption of ``max_words`` words ends there. Attention is the first model's. What is drawn
     for an image depends on the seed and its number of ``image_numbers`` (its place in the batch), not on the batch.
     """
-    scorer = _Scorer(models, images, valid, options, max_words)
-    device, shape = images.device, (len(images), options.beam_size)
-    keys = caption_keys(options.seed, range(len(images)) if image_numbers is None else image_numbers, shape[1], device)
-    words = torch.full((len(images) * options.beam_size,), START, device=device)
+    scorer = _Scorer(models, inputs, valid, options, max_words)
+    device, shape = inputs.device, (len(inputs), options.beam_size)
+    keys = caption_keys(options.seed, range(len(inputs)) if image_numbers is None else image_numbers, shape[1], device)
+    words = torch.full((len(inputs) * options.beam_size,), START, device=device)
     group_size = options.beam_size // options.beam_groups
     total = torch.zeros(shape, device=device)  # log-probability of each caption so far; -inf: there is none
     if options.temperature is None:
@@ -120,16 +120,16 @@ class _Scorer:
     def __init__(
         self,
         models: Sequence[Captioner],
-        images: Tensor,
+        inputs: Tensor,
         valid: Tensor | None,
         options: SearchOptions,
         max_words: int,
     ):
-        rows = torch.arange(len(images), device=images.device).repeat_interleave(options.beam_size)
+        rows = torch.arange(len(inputs), device=inputs.device).repeat_interleave(options.beam_size)
         self.decoders: list[Any] = [model.decoder for model in models]
-        self.states: list[Any] = [model.decoder.start(model.encode(images, valid)).select(rows) for model in models]
+        self.states: list[Any] = [model.decoder.start(model.encode(inputs, valid)).select(rows) for model in models]
         self.options, self.max_words = options, max_words
-        self.history = torch.empty(len(rows), 0, dtype=torch.int64, device=images.device)  # words of each row
+        self.history = torch.empty(len(rows), 0, dtype=torch.int64, device=inputs.device)  # words of each row
 
     def scores(self, words: Tensor, t: int) -> Tensor:
         """Log-probabilities [R, V] of what follows ``words`` [R] as word ``t``; -inf for what may not."""

@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
+from captioning.data.stored_features import stored_features
 from captioning.evaluation.results import match_references, read_results, references_of
 from captioning.evaluation.scores import Evaluation, evaluate
 from captioning.inference.predictor import Caption, Predictor, opened
@@ -75,7 +76,9 @@ def read_run(run: Path, which: str = "best", examples: int = 6, device: str | No
         run, predictor, RunFolder(run).status(), curves_of(run), validations_of(run), train, val, evaluation, step,
         notes=notes,
     )  # fmt: skip
-    if evaluation is not None and val is not None:
+    if val is not None and stored_features(val) is not None:
+        notes.append(f"No images are shown: {config.data.val} holds features of them.")
+    elif evaluation is not None and val is not None:
         chosen = _chosen(evaluation, examples)
         if step != predictor.step:
             notes.append(f"The scores are of step {step}, the captions shown with attention of step {predictor.step}.")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from captioning.config import IDENTITY, Config, flat, load_saved
 from captioning.data.splits import check_split
+from captioning.data.stored_features import check_settings
 from captioning.runs import checkpoint
 from captioning.runs.checkpoint import RunState
 from captioning.runs.run_folder import RunFolder
@@ -35,7 +36,7 @@ def open_splits(config: Config, open_split: Callable[[str, Config], Index]) -> t
     """The training and the validation split.
 
     Raises:
-        InputError: when one cannot be opened.
+        InputError: when one cannot be opened, or holds features of another encoder.
     """
     train = open_split(config.data.train, config)
     val = open_split(config.data.val, config) if config.data.val else None
@@ -44,6 +45,9 @@ def open_splits(config: Config, open_split: Callable[[str, Config], Index]) -> t
         for name, other in (("train", train), ("val", val)):
             if other is not None and other.fingerprint == test.fingerprint:
                 raise InputError(f"data.test={config.data.test} holds the very samples of data.{name}.")
+    check_settings(train, config, in_training=True)
+    if val is not None:
+        check_settings(val, config, in_training=False)
     return train, val
 
 

@@ -18,6 +18,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from captioning.config import Config, flat, to_dict
 from captioning.data.collate import CaptionBatch
+from captioning.data.stored_features import stored_features
 from captioning.evaluation import provenance
 from captioning.runs.progress import is_quiet, progress
 from captioning.training.preparation import Experiment
@@ -198,7 +199,9 @@ def wandb_run(config: Config) -> WandBTracker:
 
 
 def _watched_images(val: Index) -> dict[int, Any]:
-    """Sample number -> picture of a few readable samples, spread over the split."""
+    """Sample number -> picture of a few readable samples, spread over the split; none of a split of features."""
+    if stored_features(val) is not None:
+        return {}
     chosen = sorted({number * len(val) // WATCHED_IMAGES for number in range(WATCHED_IMAGES)})
     samples = {number: read_sample(val, number) for number in chosen}
     return {

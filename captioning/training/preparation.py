@@ -21,7 +21,7 @@ from captioning.distributed.ranks import Ranks
 from captioning.distributed.stop_signals import StoppedError, StopSignals, stopped_by
 from captioning.evaluation import provenance
 from captioning.model.captioner import Captioner
-from captioning.model.encoders import build_encoder
+from captioning.model.encoder_identity import check_encoder, encoder_part, first_encoder
 from captioning.runs import checkpoint
 from captioning.runs.checkpoint import Checkpoint, RunState
 from captioning.runs.progress import Progress, bar
@@ -156,12 +156,15 @@ def prepare(config: Config, folder: RunFolder, world_size: int, on_progress: Pro
     stored = None
     if found is None and (other := init_weights(config)):
         stored = other.vocabulary
-        put(other, config, Captioner(config, len(stored)))  # fails here, before anything is written
+        begun = Captioner(config, len(stored))
+        put(other, config, begun)  # fails here, before anything is written
+        encoder = begun.encoder
     elif found is None:
-        encoder = build_encoder(config.encoder, config.data.image_size)
-        encoder.load_pretrained(config.encoder.weights)  # and so does this
+        encoder = first_encoder(config)  # and so does this
     else:
         stored = vocab.from_json(found.text("vocabulary.json"), str(found.folder / "vocabulary.json"))
+    for split in (train, val):
+        check_encoder(split, config, encoder.state_dict if found is None else lambda: encoder_part(found.model()))
     folder.hold()
     write_atomically(run / "config.yaml", save_text(config).encode())  # first: it makes the folder a run's
     threshold, max_words = config.data.min_word_freq, config.data.max_words

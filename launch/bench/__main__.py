@@ -13,6 +13,7 @@ MODES = {
     "step": ("step", "the training step on batches of noise, against the encoder alone"),
     "train": ("training", "training from shards, against the step alone and the field's baseline script"),
     "reward": ("reward", "rewards of self-critical training, against pycocoevalcap; their share of a step"),
+    "features": ("features", "training from features encoded once, against training from pixels"),
     "caption": ("search", "captioning in batches, against one image at a time"),
     "scale": ("scaling", "training on 1 and 2 processes, and a model of more"),
 }

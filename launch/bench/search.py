@@ -39,7 +39,7 @@ def _table(case: Case, arguments: argparse.Namespace) -> Table:
     torch.manual_seed(0)
     accelerator, _ = init_distributed(case.precision)
     device = accelerator.device
-    images = noise_batch(case).images.to(device)
+    images = noise_batch(case).inputs.to(device)
     ours = Captioner(case.config, WORDS).to(device).eval()
 
     def batched(beam_size: int) -> Callable[[], int]:

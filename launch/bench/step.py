@@ -59,7 +59,7 @@ def _row(case: Case, rounds: int) -> list[Cell]:
 
     def encoder() -> int:
         with train_step.accelerator.autocast():
-            features = train_step.captioner.encoder(batch.images)
+            features = train_step.captioner.encoder(batch.inputs)
         if features.requires_grad:
             features.float().sum().backward()
             train_step.optimizer.zero_grad()

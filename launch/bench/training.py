@@ -115,7 +115,7 @@ def _contenders(case: Case, index: Index, images: list[tuple[Path, str]], run: P
     device = train_step.accelerator.device
     ready = [[b.to(device) for b in next(streamed)] for _ in range(4)]
     per_image = sum(len(b.captions) for step in ready for b in step) / sum(
-        len(b.images) for step in ready for b in step
+        len(b.inputs) for step in ready for b in step
     )
     ours = Turn(lambda: 0, per_image)
     ours.step = lambda: _our_step(train_step, streamed, ours)

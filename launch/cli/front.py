@@ -14,6 +14,7 @@ from launch.cli.completion import SHELLS, completion
 COMMANDS = {
     "pack": "pack a dataset of images and captions into tar shards; index, merge or verify shards",
     "audit": "report what splits share: ids, bytes, near duplicates",
+    "encode": "encode a split's images once, to train from the features",
     "train": "train a captioner, or continue its run",
     "evaluate": "score a run's captions, a results file, or compare two",
     "caption": "caption image files with a trained run",

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import active_children, get_context, parent_process
 from threading import Thread
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from shards.images import UnreadableImageError, training_image
 from shards.perceptual import bytes_hash, thumbnail
+from shards.sources.arrays import stored_array
 from shards.sources.image_files import ImageFiles
 from shards.sources.records import Places
 
@@ -19,21 +20,25 @@ TOGETHER = 8  # images a task: a message each would cost more than it spreads
 
 
 class Converted(NamedTuple):
-    """An image as it is stored, the hash of the file it was made from, and what its perceptual hash is made from."""
+    """An image as it is stored, the hash of the file it was made from, and what its perceptual hash is made from; of
+    features, none."""
 
-    jpeg: bytes
+    data: bytes
     sha256: str
-    thumbnail: bytes
+    thumbnail: bytes | None
 
 
 class Converter:
-    """``workers`` processes that make training JPEGs of the named images in ``places``."""
+    """``workers`` processes that make training JPEGs of the named images in ``places``; of ``features``, .npy files as
+    it says of them."""
 
-    def __init__(self, places: Places, short_side: int, quality: int, workers: int):
+    def __init__(
+        self, places: Places, short_side: int, quality: int, workers: int, features: dict[str, Any] | None = None
+    ):
         # Forked workers would inherit whatever threads the caller runs; a fork server starts clean.
         context = get_context("forkserver")
         self._others = set(active_children())
-        self._pool = ProcessPoolExecutor(workers, context, _start_worker, (places, short_side, quality))
+        self._pool = ProcessPoolExecutor(workers, context, _start_worker, (places, short_side, quality, features))
 
     def __enter__(self) -> "Converter":
         return self
@@ -54,13 +59,14 @@ class Converter:
 _images: ImageFiles  # of a worker process, set when it starts: an open zip cannot be sent with each task
 _short_side: int
 _quality: int
+_features: dict[str, Any] | None
 
 
-def _start_worker(places: Places, short_side: int, quality: int) -> None:
-    global _images, _short_side, _quality
+def _start_worker(places: Places, short_side: int, quality: int, features: dict[str, Any] | None) -> None:
+    global _images, _short_side, _quality, _features
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     Thread(target=_die_with_parent, daemon=True).start()
-    _images, _short_side, _quality = ImageFiles(places), short_side, quality
+    _images, _short_side, _quality, _features = ImageFiles(places), short_side, quality, features
 
 
 def _die_with_parent() -> None:
@@ -74,6 +80,8 @@ def _convert(name: str) -> Converted | str:
     try:
         data = _images.read(name)
         sha256 = bytes_hash(data)  # first, while the processor's cache still holds the bytes
+        if _features is not None:
+            return Converted(stored_array(data, _features), sha256, None)
         jpeg, image = training_image(data, _short_side, _quality)
         return Converted(jpeg, sha256, thumbnail(image))
     except FileNotFoundError:

@@ -10,13 +10,11 @@ images is made again where that is asked for, as they may have been mended. The 
 made by, and holds hashes of the files its images were made from (see overlap.py).
 """
 
-import fcntl
 import json
-import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,13 +22,13 @@ from typing import Any, BinaryIO
 import webdataset
 
 from shards import index as shard_index
-from shards import storage, tars
-from shards.errors import InputError, listed
-from shards.files import sha256_of
+from shards import storage
+from shards.errors import InputError
 from shards.index import Index
 from shards.packing.convert import Converter
 from shards.packing.merge import Packed, merge, packed, packed_in, refuse_nothing
-from shards.packing.plan import Part, Plan, Settings, plan, tar_names
+from shards.packing.plan import Part, Plan, Settings, plan
+from shards.packing.shard_writer import Written, is_finished, refuse_another_packing, write_shard
 from shards.perceptual import perceptual_hashes
 from shards.sources import ImageFiles, Record, Source
 
@@ -87,11 +85,11 @@ def pack_part(
     ImageFiles(source.images)  # a wrong --images is told at once, not as ten thousand unreadable files
     shard_index.refuse_another_file(out / f"{split}.json")
     new_folder = not out.exists()
-    with Converter(source.images, settings.short_side, settings.quality, workers) as convert:
+    with Converter(source.images, settings.short_side, settings.quality, workers, source.features) as convert:
         try:
             present = packed_in(out, split)
             planned = plan(source, split, settings, [found.made_by for found in present.values() if found], convert)
-            _refuse_another_packing(out, present, planned)
+            refuse_another_packing(out, split, present, planned.made_by)
             out.mkdir(parents=True, exist_ok=True)
             retry = strict or retry_skipped
             shards = _pack_shards(out, planned, part, convert, strict, retry, on_progress)
@@ -126,7 +124,7 @@ def _pack_shards(
     finished = []
     for name, records in mine:
         tar = out / name
-        if not _is_finished(tar, planned, retry):
+        if not is_finished(tar, planned.made_by, retry):
             _pack_shard(tar, planned, records, convert, strict, partial(_later, on_progress, done, total))
         shard = packed(tar)
         assert shard is not None
@@ -140,20 +138,6 @@ def _later(on_progress: Progress, before: int, total: int, done: int) -> None:
     on_progress(before + done, total)
 
 
-def _refuse_another_packing(out: Path, present: dict[Path, Packed | None], plan: Plan) -> None:
-    names = set(tar_names(plan.split, plan.made_by))
-    foreign = [
-        tar.name
-        for tar, found in present.items()
-        if tar.name not in names or found is None or found.made_by != plan.made_by
-    ]
-    if foreign:
-        raise InputError(
-            f"{out} already holds split {plan.split!r} packed from other images, captions or settings:\n"
-            f"{listed(foreign)}\nChoose another --out or --split, or delete {out / plan.split}-*."
-        )
-
-
 def _pack_shard(
     tar: Path,
     plan: Plan,
@@ -163,44 +147,16 @@ def _pack_shard(
     on_progress: Callable[[int], None],
 ) -> None:
     """Write one shard and what lies beside it, the tar last."""
-    temporary = tar.with_name(tar.name + ".tmp")
-    with _taken(temporary) as file:
-        try:
-            samples, skipped = _write_tar(file, records, convert, strict, on_progress)
-            file.flush()
-            os.fsync(file.fileno())
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        size, sha256 = temporary.stat().st_size, sha256_of(temporary)
-        finished = {"made_by": plan.made_by, "filesize": size, "sha256": sha256, "skipped": skipped, "samples": samples}
-        shard_index.write_sidecars(tar, temporary, tars.samples_of(temporary), finished)
-        temporary.replace(tar)
-
-
-@contextmanager
-def _taken(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, emptied, that no other process writes: the same command may have been started twice."""
-    with path.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            taken = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
-        except BlockingIOError:
-            taken = False
-        except OSError:  # a network file system without locks
-            taken = True
-        if not taken:
-            raise InputError(f"{path} is being written by another packing. Wait for it, or end it.")
-        file.truncate(0)
-        yield file
+    write_shard(tar, plan.made_by, lambda file: _write_tar(file, records, convert, strict, on_progress))
 
 
 def _write_tar(
     file: BinaryIO, records: Sequence[Record], convert: Converter, strict: bool, on_progress: Callable[[int], None]
-) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """KEY.jpg and KEY.json for each readable record. Returns what the samples say, and the images left out."""
+) -> Written:
+    """KEY.jpg (of features KEY.npy) and KEY.json for each readable record. Returns what the samples say, and the images
+    left out."""
     samples: list[dict[str, Any]] = []
-    thumbnails: list[bytes] = []
+    thumbnails: list[bytes] = []  # of images
     skipped: list[dict[str, str]] = []
     # No time stamp, so that the same input gives the same bytes.
     with closing(webdataset.TarWriter(file, encoder=False, mtime=0)) as writer:
@@ -210,9 +166,10 @@ def _write_tar(
                 text = {"captions": record.captions, "image_id": record.image_id, "label": record.label}
                 stored = {name: value for name, value in text.items() if value is not None}
                 content = json.dumps(stored, ensure_ascii=False).encode()
-                writer.write({"__key__": record.key, "jpg": one.jpeg, "json": content})
+                ending = "npy" if one.thumbnail is None else "jpg"
+                writer.write({"__key__": record.key, ending: one.data, "json": content})
                 samples.append({"key": record.key, **text, "image_sha256": one.sha256})
-                thumbnails.append(one.thumbnail)
+                thumbnails += [] if one.thumbnail is None else [one.thumbnail]
             elif strict:
                 raise InputError(
                     f"{record.image}: {one}\nRepair or remove it, or leave out --strict to skip and list it."
@@ -220,21 +177,9 @@ def _write_tar(
             else:
                 skipped.append({"image": record.image, "reason": one})
             on_progress(number)
-    for sample, perceptual in zip(samples, perceptual_hashes(thumbnails), strict=True):
+    for sample, perceptual in zip(samples if thumbnails else (), perceptual_hashes(thumbnails), strict=True):
         sample["image_phash"] = perceptual
     return samples, skipped
-
-
-def _is_finished(tar: Path, plan: Plan, retry: bool) -> bool:
-    """Whether a tar and all that belongs to it is there, whole, made by this plan and, to ``retry``, lacks no image."""
-    found = packed(tar)
-    return (
-        found is not None
-        and all(tar.with_suffix(suffix).is_file() for suffix in storage.SIDECAR_SUFFIXES)
-        and tar.stat().st_size == found.shard.filesize
-        and found.made_by == plan.made_by
-        and not (retry and found.skipped)
-    )
 
 
 def _refuse_nothing(shards: list[Packed]) -> None:

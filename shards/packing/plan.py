@@ -88,7 +88,7 @@ def plan(source: Source, split: str, settings: Settings, earlier: Iterable[dict[
             were mended since would give another one.
     """
     records = shuffled(source.records, settings.shuffle_seed)
-    packing = asdict(settings)
+    packing = asdict(settings) | ({} if source.features is None else {"features": source.features})
     begun = next((made_by for made_by in earlier if made_by["packing"] == packing), None)
     per_shard = begun["samples_per_shard"] if begun else _samples_per_shard(records, settings, convert)
     made_by = {
@@ -104,5 +104,5 @@ def plan(source: Source, split: str, settings: Settings, earlier: Iterable[dict[
 def _samples_per_shard(records: list[Record], settings: Settings, convert: Converter) -> int:
     spread = [records[i * len(records) // ESTIMATE_FROM] for i in range(min(ESTIMATE_FROM, len(records)))]
     converted = convert([record.image for record in spread])
-    sizes = [len(one.jpeg) + TAR_OVERHEAD for one in converted if not isinstance(one, str)]
+    sizes = [len(one.data) + TAR_OVERHEAD for one in converted if not isinstance(one, str)]
     return max(1, int(settings.shard_mb * 1e6 / np.mean(sizes))) if sizes else len(records)

@@ -3,6 +3,7 @@
 from shards.sources.class_folders import Classes, classes
 from shards.sources.coco import Coco, Karpathy, coco, karpathy
 from shards.sources.drawn import Scenes
+from shards.sources.features import Features
 from shards.sources.image_files import ImageFiles
 from shards.sources.kind import Kind
 from shards.sources.records import Record, Source
@@ -16,6 +17,7 @@ KINDS: tuple[Kind, ...] = (
     Table(),
     Classes(),
     Scenes(),
+    Features(),
 )
 
 __all__ = ["KINDS", "ImageFiles", "Kind", "Record", "Source", "classes", "coco", "divide", "karpathy", "table"]

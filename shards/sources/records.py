@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from shards.errors import InputError, listed
 
@@ -34,11 +35,13 @@ class Record:
 
 @dataclass(frozen=True)
 class Source:
-    """Records of one split, where their images are, and what was left out on the way (reason -> count)."""
+    """Records of one split, where their images are, and what was left out on the way (reason -> count). Of features in
+    place of images, ``features`` is what NAME.json says of them."""
 
     images: Places
     records: tuple[Record, ...]
     left_out: dict[str, int]
+    features: dict[str, Any] | None = None
 
 
 def source_of(images: Places, records: Iterable[Record], left_out: dict[str, int], path: Path) -> Source:

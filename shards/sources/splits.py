@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from shards.errors import InputError
 from shards.sources.image_files import ImageFiles
@@ -28,7 +29,7 @@ def divide(source: Source, fractions: Mapping[str, float]) -> dict[str, Source]:
         raise InputError(f"--splits leaves no image for {', '.join(empty)}, of {len(places):,}. Give it a larger part.")
     # What was left out of the whole is told with the first, and so once.
     left_out = {name: source.left_out if number == 0 else {} for number, name in enumerate(splits)}
-    return {name: Source(source.images, tuple(records), left_out[name]) for name, records in splits.items()}
+    return {name: replace(source, records=tuple(records), left_out=left_out[name]) for name, records in splits.items()}
 
 
 def _place(images: ImageFiles, record: Record) -> float:

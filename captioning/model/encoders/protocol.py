@@ -1,7 +1,7 @@
 """What the model and its training expect of an image encoder."""
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -39,6 +39,12 @@ class Encoder(Protocol):
         Raises:
             InputError: for an unknown name, a missing or unfitting file, or weights that cannot be downloaded.
         """
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """As of nn.Module."""
+
+    def eval(self) -> Any:
+        """As of nn.Module."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """As of nn.Module: those of the stages."""

@@ -1,6 +1,8 @@
 """Reading pretrained weights of torchvision's models: by name, or from a file. Nothing is unpickled."""
 
+import hashlib
 import urllib.error
+from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors
@@ -31,6 +33,16 @@ def read_weights(name: str, weights: str) -> dict[str, Tensor]:
         keys = ", ".join(str(key) for key in list(state)[:6])
         raise InputError(f"encoder.weights={weights} is no state dict of tensors: it holds {keys}. Save that part.")
     return state
+
+
+def weights_sha256(state: Mapping[str, Tensor]) -> str:
+    """What tells one encoder's weights from another's: the sha256 over names, shapes and values of its state dict."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _download(choice: torchvision.models.WeightsEnum, weights: str) -> dict[str, Tensor]:

@@ -39,7 +39,7 @@ class CrossEntropy:
         return cls(config.optim.label_smoothing, sampled, experiment.total_steps(config), config.seed)
 
     def losses(self, model: nn.Module, batch: CaptionBatch, scope: StepScope) -> Losses:
-        logits, penalty = model(batch.images, self._read(batch, scope.step), batch.valid)
+        logits, penalty = model(batch.inputs, self._read(batch, scope.step), batch.valid)
         wanted = batch.captions.targets
         loss, cross_entropy = token_loss(logits, wanted, scope.targets, scope.world_size, self.label_smoothing)
         loss = loss + penalty * (scope.world_size / max(1.0, scope.targets))

@@ -123,13 +123,13 @@ class SelfCritical:
     def losses(self, model: nn.Module, batch: CaptionBatch, scope: StepScope) -> Losses:
         images = np.array(batch.samples, dtype=np.int64)
         if not len(images):
-            logits, _ = model(batch.images, batch.captions, batch.valid)
+            logits, _ = model(batch.inputs, batch.captions, batch.valid)
             nothing = torch.zeros((), device=logits.device)
             return Losses(logits.sum(), dict.fromkeys(_SUMS, nothing))
-        keys = caption_keys(key_of("step", self.seed, scope.step), batch.samples, self.samples, batch.images.device)
+        keys = caption_keys(key_of("step", self.seed, scope.step), batch.samples, self.samples, batch.inputs.device)
         mixed = batch.captions.each(Tensor.cpu) if self.cross_entropy else None
         sampler = _Sampler(keys, self.greedy, self.max_words, mixed, [])
-        logits, _ = model(batch.images, sampler, batch.valid)
+        logits, _ = model(batch.inputs, sampler, batch.valid)
         # The device still computes the logits while the rewards are computed here.
         ((drawn, captions),) = sampler.drawn
         rewards, watched = self._rewards(drawn, images)
