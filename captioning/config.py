@@ -188,6 +188,12 @@ class DecoderConfig:
         below=1,
         identity=True,
     )
+    initial_state: Literal["mean", "zero"] = setting(
+        "mean",
+        "for attention: the LSTM begins from the mean feature, as in the paper, or from zero: it then knows only what it "
+        "looks at, and its attention can be believed",
+        identity=True,
+    )
     doubly_stochastic_weight: float = setting(
         1.0,
         "for attention: weight of looking at every place once; less for a small grid",

@@ -166,6 +166,13 @@ def is_right(caption: str, drawn: Scene) -> bool:
     return things_named(caption) == {(thing.colour, thing.shape) for thing in drawn.things}
 
 
+def box(thing: Thing) -> tuple[float, float, float, float]:
+    """The smallest upright rectangle around a drawn object: left, top, right, bottom as fractions of the side."""
+    outline, _ = SHAPES[thing.shape]
+    xs, ys = zip(*_placed(outline(), thing, 1), strict=True)
+    return min(xs), min(ys), max(xs), max(ys)
+
+
 def draw(drawn: Scene) -> Image.Image:
     """The picture of a scene, RGB, SIZE x SIZE pixels."""
     side = SIZE * OVERSAMPLING

@@ -30,7 +30,7 @@ class AttentionState:
 
 class AttentionDecoder(nn.Module):
     """Bahdanau attention over the grid, a gate on what it returns (the paper's beta), hidden and cell state begun from
-    the mean feature, and the doubly stochastic regulariser."""
+    the mean feature (or from zero, so that what it says it has looked at), and the doubly stochastic regulariser."""
 
     uses_grid = True
 
@@ -39,8 +39,10 @@ class AttentionDecoder(nn.Module):
         hidden = config.hidden_size
         self.vocabulary_size, self.regulariser = vocabulary_size, config.doubly_stochastic_weight
         self.embedding = nn.Embedding(vocabulary_size, config.embedding_size, padding_idx=PAD)
-        self.first_hidden = nn.Linear(feature_size, hidden)
-        self.first_cell = nn.Linear(feature_size, hidden)
+        self.hidden_size, self.starts_from_mean = hidden, config.initial_state == "mean"
+        if self.starts_from_mean:
+            self.first_hidden = nn.Linear(feature_size, hidden)
+            self.first_cell = nn.Linear(feature_size, hidden)
         self.key = nn.Linear(feature_size, hidden)
         self.query = nn.Linear(hidden, hidden, bias=False)
         self.energy = nn.Linear(hidden, 1, bias=False)  # a bias would not change the softmax
@@ -86,9 +88,11 @@ class AttentionDecoder(nn.Module):
 
     def start(self, features: Tensor) -> AttentionState:
         """State after the image, one caption an image: features [B, P, D]."""
-        mean = features.mean(dim=1)
-        nowhere = mean.new_zeros(features.shape[:2])
-        return AttentionState(features, self.key(features), self.first_hidden(mean), self.first_cell(mean), nowhere)
+        hidden = cell = features.new_zeros(len(features), self.hidden_size)
+        if self.starts_from_mean:
+            mean = features.mean(dim=1)
+            hidden, cell = self.first_hidden(mean), self.first_cell(mean)
+        return AttentionState(features, self.key(features), hidden, cell, features.new_zeros(features.shape[:2]))
 
     def step(self, state: AttentionState, words: Tensor) -> tuple[Tensor, AttentionState]:
         """One word further: words [N] -> logits [N, V] for the next word, and the new state."""
