@@ -114,9 +114,7 @@ def shade(attention: np.ndarray, size: int) -> np.ndarray:
     return _SHADE * (1 - smooth.clip(0, 1))
 
 
-def attention_sheet(
-    images: Sequence[Image.Image], captions: Sequence[Caption], path: Path, title: str = ""
-) -> None:
+def attention_sheet(images: Sequence[Image.Image], captions: Sequence[Caption], path: Path, title: str = "") -> None:
     """A row an image: the image as the model saw it, then for each word what it looked at, the rest greyed.
     ``title`` says what is known of how far that can be believed."""
     longest = max(len(caption.words) for caption in captions)

@@ -13,6 +13,7 @@ MODES = {
     "step": ("step", "the training step on batches of noise, against the encoder alone"),
     "train": ("training", "training from shards, against the step alone and the field's baseline script"),
     "caption": ("search", "captioning in batches, against one image at a time"),
+    "systems": ("systems", "what decoders, geometries and frozen encoders are worth on drawn scenes; takes hours"),
     "scale": ("scaling", "training on 1 and 2 processes, and a model of more"),
 }
 
