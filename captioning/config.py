@@ -190,8 +190,7 @@ class DecoderConfig:
     )
     initial_state: Literal["mean", "zero"] = setting(
         "mean",
-        "for attention: the LSTM begins from the mean feature, as in the paper, or from zero: it then knows only what it "
-        "looks at, and its attention can be believed",
+        "for attention: the LSTM begins from the mean feature, as in the paper, or from zero: it knows what it looks at",
         identity=True,
     )
     doubly_stochastic_weight: float = setting(

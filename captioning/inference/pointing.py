@@ -73,7 +73,8 @@ def peak(weights: Tensor) -> tuple[float, float]:
 
 
 def pointing(captions: Iterable[Caption], boxes: Iterable[Mapping[str, Box]]) -> Pointing:
-    """The game over all words of ``captions`` that an image has a box for: ``boxes`` word -> where it is, an image each.
+    """The game over all words of ``captions`` that have a box in their image: ``boxes`` has an entry an image, of word
+    -> where it is.
 
     Raises:
         ValueError: when no caption has attention and a word with a box.

@@ -1,8 +1,8 @@
 """What the choices are worth: every decoder and the main alternatives, trained alike on rich drawn scenes, on the CPU.
 
-Each system is trained as `captioning train` trains, for the same number of steps, once a seed, and captions scenes that
-nobody trained on. Runs are kept in --out: the same command again continues where it was stopped. What is left to do, and
-about how long it takes, is said after every run. With the defaults it takes hours: run it by hand on a quiet machine.
+Each system is trained by `captioning train`, for the same number of steps, once a seed, and captions scenes that nobody
+trained on. Runs are kept in --out: the same command again continues where it was stopped. What is left to do, and about
+how long it takes, is said after every run. With the defaults it takes hours: run it by hand on a quiet machine.
 
 Every system begins from one encoder, pretrained here by captioning the demo's scenes; "frozen" leaves it as it is.
 """
@@ -157,8 +157,8 @@ def _table(rows: list[tuple[System, int]], arguments: argparse.Namespace) -> Tab
         f"Systems on rich drawn scenes: {arguments.scenes:,} scenes, {arguments.steps:,} steps, {len(seeds)} seed(s)",
         ["system", "search", *SCORES, *(f"{name} right" for name in RIGHT)],
         notes=[
-            "a score is the mean of the seeds; in brackets its 95 % bootstrap interval over the scenes captioned; after /"
-            " how far apart the seeds are",
+            "a score is the mean of the seeds; in brackets its 95 % bootstrap interval over the scenes captioned; after"
+            " the stroke how far apart the seeds are",
             "things right: every shape with its colour and no other; the rest: said and true, of the scenes that ask",
         ],
     )
