@@ -190,7 +190,7 @@ class DecoderConfig:
     )
     initial_state: Literal["mean", "zero"] = setting(
         "mean",
-        "for attention: the LSTM begins from the mean feature, as in the paper, or from zero: it knows what it looks at",
+        "for attention: begin from the mean feature, as in the paper, or from zero, knowing only what is looked at",
         identity=True,
     )
     doubly_stochastic_weight: float = setting(
