@@ -22,7 +22,7 @@ from shards import index as shard_index
 from shards.sources import scenes
 
 if TYPE_CHECKING:
-    from captioning.inference.pointing import Pointing
+    from captioning.inference.pointing import Box, Pointing
 
 FOLDER = Path("runs/demo")
 RUN, SHARDS, SCORES = FOLDER / "run", FOLDER / "shards", FOLDER / "scores.json"
@@ -101,12 +101,18 @@ def _pointing() -> "Pointing":
     predictor = Predictor.from_checkpoint(RUN)
     side = predictor.config.data.resize_size / predictor.config.data.image_size  # the model saw a square out of this
     drawn = [scenes.scene(0, "val", number) for number in range(len(shard_index.load(SHARDS / "val.json")))]
-    boxes = []
+    boxes: list[dict[str, Box]] = []
     for scene in drawn:
         shapes = Counter(thing.shape for thing in scene.things)
-        of = {thing.shape: scenes.box(thing, scene) for thing in scene.things if shapes[thing.shape] == 1}
-        boxes.append({shape: tuple(0.5 + side * (at - 0.5) for at in box) for shape, box in of.items()})
+        once = [thing for thing in scene.things if shapes[thing.shape] == 1]
+        boxes.append({thing.shape: _on_the_square(scenes.box(thing, scene), side) for thing in once})
     return pointing(predictor.caption([scenes.draw(scene) for scene in drawn]), boxes)
+
+
+def _on_the_square(box: "Box", side: float) -> "Box":
+    """A box in the picture -> in its central square, which is 1 / ``side`` of the picture each way."""
+    left, top, right, bottom = (0.5 + side * (at - 0.5) for at in box)
+    return left, top, right, bottom
 
 
 def _right_captions() -> tuple[int, int]:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import safetensors.torch
-import torchvision
 from torch import nn
+from torchvision.models import get_model
 
 from captioning.config import DECODERS, SETTINGS
 from captioning.distributed.ranks import Ranks
@@ -27,6 +27,7 @@ from captioning.inference.evaluate_run import caption_run
 from captioning.inference.predictor import Predictor
 from captioning.metrics.coco import Metric, mean_of
 from captioning.metrics.intervals import intervals
+from captioning.model.encoders.backbone import TorchvisionEncoder
 from captioning.runs import checkpoint
 from launch.bench.table import Cell, Table, write_markdown
 from shards import sources
@@ -143,8 +144,8 @@ def _pretrained(out: Path, steps: int) -> Path:
     path, run = out / "encoder.safetensors", out / "pretraining"
     if not path.exists():
         _train(run, out / "shards/simple", steps, 0, {"decoder.name": "attention"})
-        trained = Predictor.from_checkpoint(run, "latest", "cpu").model.encoder
-        model = torchvision.models.get_model(ENCODER, weights=None)
+        trained, model = Predictor.from_checkpoint(run, "latest", "cpu").model.encoder, get_model(ENCODER, weights=None)
+        assert isinstance(trained, TorchvisionEncoder)
         ours = nn.ModuleDict(dict(zip(trained.stages, trained.cut(model)[0], strict=False)))
         ours.load_state_dict(trained.stages.state_dict())  # the same tensors as the model's
         write_atomically(path, safetensors.torch.save(model.state_dict()))

@@ -91,7 +91,8 @@ def write_markdown(path: Path, tables: list[Table]) -> None:
     lines: list[str] = []
     for table in tables:
         bars = "|".join(["---", *["---:"] * (len(table.columns) - 1)])
-        rows = [" | ".join(map(_text, row)) for row in (table.columns, *table.rows)]
-        lines += [f"**{table.title}**", "", f"| {rows[0]} |", f"|{bars}|", *(f"| {row} |" for row in rows[1:]), ""]
+        rows = [" | ".join(_text(cell) for cell in row) for row in table.rows]
+        lines += [f"**{table.title}**", "", f"| {' | '.join(table.columns)} |", f"|{bars}|"]
+        lines += [*(f"| {row} |" for row in rows), ""]
         lines += [f"{note[:1].upper()}{note[1:]}." for note in table.notes] + [""]
     write_atomically(path, "\n".join(lines).encode())
