@@ -31,7 +31,7 @@ def write(facts: Facts, costs: Profile | None) -> list[Path]:
         shown = [example for example in looking if example.caption.words][:_IN_SHEET]
         written.append(facts.run / "attention.png")
         seen = [facts.predictor.preprocessing.seen(example.image) for example in shown]
-        title = _capital(facts.pointing) if facts.pointing else ""
+        title = capital(facts.pointing) if facts.pointing else ""
         pictures.attention_sheet(seen, [example.caption for example in shown], written[-1], title)
     elif facts.pointing and not facts.pointing.is_believable:
         (facts.run / "attention.png").unlink(missing_ok=True)  # of an earlier report
@@ -135,7 +135,7 @@ def _images(facts: Facts) -> str:
     if not facts.examples:
         return ""
     parts = []
-    measured = f" {_capital(facts.pointing)}." if facts.pointing else ""
+    measured = f" {capital(facts.pointing)}." if facts.pointing else ""
     if facts.shows_attention:
         parts.append(
             "<p>Under each caption, word by word, where the model looked: the rest is greyed. A picture without grey: "
@@ -168,7 +168,8 @@ def _card_of(example: Example, facts: Facts) -> str:
     )
 
 
-def _capital(pointing: Pointing) -> str:
+def capital(pointing: Pointing) -> str:
+    """What was measured, as the beginning of a sentence."""
     return str(pointing)[:1].upper() + str(pointing)[1:]
 
 
