@@ -5,7 +5,7 @@ map is drawn from a model that may not look there at all: what its peaks hit say
 
 Why it can mislead, from drawn scenes (configs/demo.yaml, resnet18, 300 steps of 32 scenes on a CPU, 200 new scenes):
 
-- Each place of a 2 x 2 grid sees all of the picture (a receptive field of some 400 pixels on an image of 64): any place
+- Each place of a 2 x 2 grid sees all of the picture (its receptive field has 435 pixels, the image 64): any place
   answers as well as another, and its peaks hit the shape's quadrant no more often than chance (24 %).
 - Begun from the mean feature, the LSTM knows the answer before it looks. On a grid of 8 x 8 its peaks hit 59 % of the
   boxes, chance 37 %; begun from zero (``decoder.initial_state=zero``) 92 %, and more of its captions were right.
