@@ -116,10 +116,11 @@ def test_systems_are_trained_and_compared(tmp_path):
     files = ["--out", tmp_path / "runs", "--markdown", tmp_path / "table.md", "--json", tmp_path / "table.json"]
     done = run_command(module("launch.bench", "systems", *small, *files), timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
-    [found] = json.loads((tmp_path / "table.json").read_text())["tables"]
-    assert [row[:2] for row in found["rows"]] == [
+    scores, right = json.loads((tmp_path / "table.json").read_text())["tables"]
+    assert [row[:2] for row in scores["rows"]] == [
         ["lstm", "greedy"],
         ["lstm", "beam 3"],
         ["attention, encoder frozen", "greedy"],
     ]
-    assert (tmp_path / "table.md").read_text().count("\n| ") == 4  # a header and the rows
+    assert (tmp_path / "table.md").read_text().count("\n| ") == 8  # two headers and their rows
+    assert right["columns"][2:] == ["things", "count", "relation", "size", "place"]

@@ -30,7 +30,7 @@ from captioning.metrics.coco import Metric, mean_of
 from captioning.metrics.intervals import intervals
 from captioning.model.encoders.backbone import TorchvisionEncoder
 from captioning.runs import checkpoint
-from launch.bench.table import Cell, Table, write_markdown
+from launch.bench.table import Table, write_markdown
 from shards import sources
 from shards.errors import InputError
 from shards.files import write_atomically
@@ -99,11 +99,11 @@ def measure(arguments: argparse.Namespace) -> list[Table]:
         })  # fmt: skip
         each = (time.monotonic() - started) / (done + 1) / 60
         _say(f"{done + 1} of {len(runs)} trained; about {each * (len(runs) - done - 1):.0f} minutes left")
-    table = _table([(system, beams) for system in chosen for beams in system.beam_sizes], arguments)
-    table.notes.append(f"all of this command: {(time.monotonic() - started) / 60:.1f} minutes")
+    tables = _tables([(system, beams) for system in chosen for beams in system.beam_sizes], arguments)
+    tables[-1].notes.append(f"all of this command: {(time.monotonic() - started) / 60:.1f} minutes")
     if arguments.markdown:
-        write_markdown(arguments.markdown, [table])
-    return [table]
+        write_markdown(arguments.markdown, tables)
+    return tables
 
 
 def _say(text: str) -> None:
@@ -153,29 +153,36 @@ def _pretrained(out: Path, steps: int) -> Path:
     return path
 
 
-def _table(rows: list[tuple[System, int]], arguments: argparse.Namespace) -> Table:
+def _tables(rows: list[tuple[System, int]], arguments: argparse.Namespace) -> list[Table]:
+    """Scores, and shares of right captions, with a row for every system and search."""
     seeds = range(arguments.seeds)
-    table = Table(
-        f"Systems on rich drawn scenes: {arguments.scenes:,} scenes, {arguments.steps:,} steps, {len(seeds)} seed(s)",
-        ["system", "search", *SCORES, *(f"{name} right" for name in RIGHT)],
-        notes=[
-            "a score is the mean of the seeds; in brackets its 95 % bootstrap interval over the scenes captioned; after"
-            " the stroke how far apart the seeds are",
-            "things right: every shape with its colour and no other; the rest: said and true, of the scenes that ask",
-        ],
-    )
+    about = f"{arguments.scenes:,} rich drawn scenes, {arguments.steps:,} steps, {len(seeds)} seed(s)"
+    scores = Table(f"Scores of systems: {about}", ["system", "search", *SCORES])
+    right = Table(f"Captions that are right, %: {about}", ["system", "search", *RIGHT])
     for system, beam_size in rows:
         _say(f"captioning with {system.name}, {beam_size} beam(s)")
         measured = [_metrics(_run(arguments.out, system, seed), arguments.out, beam_size) for seed in seeds]
-        together = [_mean_of_seeds([metrics[name] for metrics in measured]) for name in (*SCORES, *RIGHT)]
-        bounds = intervals(together)
-        cells: list[Cell] = []
-        for metric in together:
-            apart = np.ptp([metrics[metric.name].value for metrics in measured])
-            low, high = bounds[metric.name]
-            cells.append(f"{metric.value:.3f} ({low:.3f}-{high:.3f}) / {apart:.3f}")
-        table.rows.append([system.name, f"beam {beam_size}" if beam_size > 1 else "greedy", *cells])
-    return table
+        for table, scale in ((scores, 1), (right, 100)):
+            cells = [_cell([metrics[name] for metrics in measured], scale) for name in table.columns[2:]]
+            table.rows.append([system.name, f"beam {beam_size}" if beam_size > 1 else "greedy", *cells])
+    scores.notes += ["mean of the seeds (its 95 % bootstrap interval over scenes) / how far apart the seeds are"]
+    right.notes += scores.notes
+    right.notes += [
+        "things: every shape with its colour, no other; the rest: said and true, of the scenes that ask for it"
+    ]
+    return [scores, right]
+
+
+def _cell(of_seeds: list[Metric], scale: int) -> str | None:
+    """Mean (interval) / spread; None where no scene asks for it."""
+    with np.errstate(invalid="ignore"):
+        mean = _mean_of_seeds(of_seeds)
+        if np.isnan(mean.value):
+            return None
+        low, high = intervals([mean])[mean.name]
+        digits, apart = 0 if scale == 100 else 2, np.ptp([metric.value for metric in of_seeds])
+    text = [f"{scale * number:.{digits}f}" for number in (mean.value, low, high, apart)]
+    return f"{text[0]} ({text[1]}-{text[2]}) / {text[3]}"
 
 
 def _metrics(run: Path, out: Path, beam_size: int) -> dict[str, Metric]:
