@@ -2,8 +2,8 @@
 
 Each system is trained by `captioning train`, for the same number of steps, once a seed, and captions scenes that nobody
 trained on. Runs are kept in --out: the same command again continues where it was stopped. What is left to do, and about
-how long it takes, is said after every run. With the defaults it takes hours: run it by hand on a quiet machine. So far it
-has been run with a few steps only, to see that it works: there are no numbers of it yet.
+how long it takes, is said after every run. With the defaults it takes hours: run it by hand on a quiet machine. So far
+it has been run with a few steps only, to see that it works: there are no numbers of it yet.
 
 Every system begins from one encoder, pretrained here by captioning the demo's scenes; "frozen" leaves it as it is.
 """
