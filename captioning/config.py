@@ -223,6 +223,11 @@ class DecoderConfig:
         identity=True,
     )
     dropout_at: Literal["all", "layers"] = setting("all", "of lstm: everywhere, or between layers alone", identity=True)
+    initial_state: Literal["mean", "zero"] = setting(
+        "mean",
+        "for attention: begin from the mean feature, as in the paper, or from zero, knowing only what is looked at",
+        identity=True,
+    )
     doubly_stochastic_weight: float = setting(
         1.0,
         "for attention: weight of looking at every place once; less for a small grid",

@@ -117,3 +117,20 @@ def test_the_data_benchmark_runs_on_drawn_images(tmp_path):
     one, two, first, order, rank = json.loads((tmp_path / "bench.json").read_text())["tables"]
     assert len(one["rows"]) == len(two["rows"]) == 3 and len(first["rows"]) == 2
     assert order["rows"] and rank["rows"]
+
+
+@pytest.mark.sweep
+def test_systems_are_trained_and_compared(tmp_path):
+    """Shrunken to a minute: two systems, two seeds, three steps."""
+    small = ["--scenes", "60", "--steps", "3", "--pretrain-steps", "2", "--only", "lstm", "attention, encoder frozen"]
+    files = ["--out", tmp_path / "runs", "--markdown", tmp_path / "table.md", "--json", tmp_path / "table.json"]
+    done = run_command(module("launch.bench", "systems", *small, *files), timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    scores, right = json.loads((tmp_path / "table.json").read_text())["tables"]
+    assert [row[:2] for row in scores["rows"]] == [
+        ["lstm", "greedy"],
+        ["lstm", "beam 3"],
+        ["attention, encoder frozen", "greedy"],
+    ]
+    assert (tmp_path / "table.md").read_text().count("\n| ") == 8  # two headers and their rows
+    assert right["columns"][2:] == ["things", "count", "relation", "size", "place"]

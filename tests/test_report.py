@@ -16,6 +16,7 @@ from captioning.config import from_dict
 from captioning.evaluation.results import Reference, ScoredCaptions
 from captioning.evaluation.scores import evaluate
 from captioning.inference import cost_profile as profile
+from captioning.inference.pointing import Pointing
 from captioning.inference.predictor import Predictor
 from captioning.report import page
 from captioning.report.charts import chart
@@ -120,6 +121,19 @@ def test_a_page_says_what_the_files_say(run, facts):
     other = replace(facts, best=[replace(facts.best[0], scored="Other & words.")])
     assert f"CIDEr {facts.best[0].score:.2f} of “Other &amp; words.”" in page.html(other, None)
     assert "44 images" in text and "10 images" in text, "the model card knows the data"
+
+
+def test_attention_that_points_beside_is_not_drawn(run, facts):
+    misses, hits = Pointing(30, 100, 0.25, 2, 2), Pointing(92, 100, 0.25, 8, 8)
+    believed = replace(facts, pointing=hits)
+    assert run / "attention.png" in page.write(believed, None)
+    assert f"{page.capital(hits)}." in page.html(believed, None)
+    doubted = replace(facts, pointing=misses)
+    assert run / "attention.png" not in page.write(doubted, None)
+    assert not (run / "attention.png").exists(), "that of the report before would be believed"
+    text = page.html(doubted, None)
+    assert 'class="looks"' not in text and "30.0% of 100 words" in text and "2 x 2" in text
+    page.write(facts, None)
 
 
 def test_curves_are_those_that_tensorboard_shows(run, tmp_path):

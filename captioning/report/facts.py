@@ -12,6 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import SCALARS, Even
 from captioning.data.stored_features import stored_features
 from captioning.evaluation.results import match_references, read_results, references_of
 from captioning.evaluation.scores import Evaluation, evaluate
+from captioning.inference import pointing
+from captioning.inference.pointing import Pointing
 from captioning.inference.predictor import Caption, Predictor, opened
 from captioning.runs.run_folder import RunFolder
 from shards import index as shard_index
@@ -49,6 +51,7 @@ class Facts:
     val: Index | None
     evaluation: Evaluation | None
     evaluated_step: int | None
+    pointing: Pointing | None = None  # where somebody measured what attention points at
     best: list[Example] = field(default_factory=list)
     typical: list[Example] = field(default_factory=list)
     worst: list[Example] = field(default_factory=list)
@@ -57,6 +60,12 @@ class Facts:
     @property
     def examples(self) -> list[Example]:
         return [*self.best, *self.typical, *self.worst]
+
+    @property
+    def shows_attention(self) -> bool:
+        """Whether attention is drawn: not where it was measured to point beside what is named."""
+        looks = any(example.caption.attention is not None and example.caption.words for example in self.examples)
+        return looks and (self.pointing is None or self.pointing.is_believable)
 
 
 def read_run(run: Path, which: str = "best", examples: int = 6, device: str | None = None) -> Facts:
@@ -74,7 +83,7 @@ def read_run(run: Path, which: str = "best", examples: int = 6, device: str | No
     evaluation, step = _evaluation(run, predictor.step, val, notes)
     facts = Facts(
         run, predictor, RunFolder(run).status(), curves_of(run), validations_of(run), train, val, evaluation, step,
-        notes=notes,
+        pointing.load(run), notes=notes,
     )  # fmt: skip
     if val is not None and stored_features(val) is not None:
         notes.append(f"No images are shown: {config.data.val} holds features of them.")

@@ -7,6 +7,7 @@ from captioning.config import Config, flat
 from captioning.evaluation import provenance
 from captioning.evaluation.scores import SHUFFLED
 from captioning.inference.cost_profile import Profile
+from captioning.inference.pointing import Pointing
 from captioning.metrics.intervals import LEVEL, RESAMPLES
 from captioning.report import pictures
 from captioning.report.card import card
@@ -27,12 +28,15 @@ def write(facts: Facts, costs: Profile | None) -> list[Path]:
     if facts.curves.get("train/loss"):
         written.append(facts.run / "loss.png")
         pictures.curve(_curves(facts, "loss"), written[-1], f"Loss of {facts.run.resolve().name}", "nats a word")
-    looking = [example for example in facts.examples if example.caption.attention is not None and example.caption.words]
-    if looking:
-        shown = looking[:_IN_SHEET]
+    if facts.shows_attention:
+        looking = [example for example in facts.examples if example.caption.attention is not None]
+        shown = [example for example in looking if example.caption.words][:_IN_SHEET]
         written.append(facts.run / "attention.png")
         seen = [facts.predictor.preprocessing.seen(example.image) for example in shown]
-        pictures.attention_sheet(seen, [example.caption for example in shown], written[-1])
+        title = capital(facts.pointing) if facts.pointing else ""
+        pictures.attention_sheet(seen, [example.caption for example in shown], written[-1], title)
+    elif facts.pointing and not facts.pointing.is_believable:
+        (facts.run / "attention.png").unlink(missing_ok=True)  # of an earlier report
     written.insert(0, facts.run / "report.html")
     write_atomically(written[0], html(facts, costs).encode())
     return written
@@ -139,11 +143,14 @@ def _images(facts: Facts) -> str:
     if not facts.examples:
         return ""
     parts = []
-    if any(example.caption.attention is not None for example in facts.examples):
+    measured = f" {capital(facts.pointing)}." if facts.pointing else ""
+    if facts.shows_attention:
         parts.append(
             "<p>Under each caption, word by word, where the model looked: the rest is greyed. A picture without grey: "
-            "it looked everywhere alike.</p>"
+            f"it looked everywhere alike.{escape(measured)}</p>"
         )
+    elif measured:
+        parts.append(f"<p>Attention is not drawn, for it misleads here.{escape(measured)}</p>")
     for name, (examples, what) in groups.items():
         cards = "\n".join(_card_of(example, facts) for example in examples)
         parts.append(f'<h3>{name} <span class="soft small">{what}</span></h3>\n<div class="gallery">{cards}</div>')
@@ -157,13 +164,21 @@ def _card_of(example: Example, facts: Facts) -> str:
     scored = (
         "" if example.scored == example.caption.text else f" of “{escape(example.scored or _NO_WORDS)}”"
     )  # by another device or precision
-    seen = data_url(smaller(facts.predictor.preprocessing.seen(example.image), 160), quality=80)
+    looked = ""
+    if facts.shows_attention:
+        seen = data_url(smaller(facts.predictor.preprocessing.seen(example.image), 160), quality=80)
+        looked = looks(seen, example.caption)
     return (
         f'<article class="card"><img alt="{escape(said)}" src="{data_url(smaller(example.image, 420), quality=82)}">'
-        f'<div class="text"><p class="said">{escape(said)}</p>{looks(seen, example.caption)}<ul>{references}</ul>'
+        f'<div class="text"><p class="said">{escape(said)}</p>{looked}<ul>{references}</ul>'
         f'<p class="meta">{escape(str(example.image_id))}{label} · CIDEr {example.score:.2f}{scored}</p>'
         "</div></article>"
     )
+
+
+def capital(pointing: Pointing) -> str:
+    """What was measured, as the beginning of a sentence."""
+    return str(pointing)[:1].upper() + str(pointing)[1:]
 
 
 def _card(facts: Facts) -> str:

@@ -114,8 +114,9 @@ def shade(attention: np.ndarray, size: int) -> np.ndarray:
     return _SHADE * (1 - smooth.clip(0, 1))
 
 
-def attention_sheet(images: Sequence[Image.Image], captions: Sequence[Caption], path: Path) -> None:
-    """A row an image: the image as the model saw it, then for each word what it looked at, the rest greyed."""
+def attention_sheet(images: Sequence[Image.Image], captions: Sequence[Caption], path: Path, title: str = "") -> None:
+    """A row an image: the image as the model saw it, then for each word what it looked at, the rest greyed.
+    ``title`` says what is known of how far that can be believed."""
     longest = max(len(caption.words) for caption in captions)
     figure, axes = pyplot.subplots(
         len(images), longest + 1, figsize=(1.5 * (longest + 1), 1.8 * len(images)), squeeze=False
@@ -132,6 +133,7 @@ def attention_sheet(images: Sequence[Image.Image], captions: Sequence[Caption], 
             axis.imshow(seen * (1 - cover) + GREY * cover)
             text, families = readable(word)
             axis.set_title(text, fontsize=10, fontfamily=families, parse_math=False)
+    figure.suptitle(title, fontsize=12)
     figure.tight_layout()
     _save(figure, path)
 

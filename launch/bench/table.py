@@ -84,3 +84,15 @@ def write(path: Path, tables: list[Table], found: dict[str, Any]) -> None:
     """The same as ``show`` prints, as JSON."""
     document = {"command": command(), "machine": found, "tables": [asdict(table) for table in tables]}
     write_atomically(path, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def write_markdown(path: Path, tables: list[Table]) -> None:
+    """Titles, tables and notes, as Markdown."""
+    lines: list[str] = []
+    for table in tables:
+        bars = "|".join(["---", *["---:"] * (len(table.columns) - 1)])
+        rows = [" | ".join(_text(cell) for cell in row) for row in table.rows]
+        lines += [f"**{table.title}**", "", f"| {' | '.join(table.columns)} |", f"|{bars}|"]
+        lines += [*(f"| {row} |" for row in rows), ""]
+        lines += [f"{note[:1].upper()}{note[1:]}." for note in table.notes] + [""]
+    write_atomically(path, "\n".join(lines).encode())

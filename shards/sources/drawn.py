@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from shards.errors import InputError
-from shards.sources import scenes
+from shards.sources import rich_scenes, scenes
 from shards.sources.coco import coco
 from shards.sources.records import Source
 
@@ -18,10 +18,17 @@ class Scenes:
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         add = parser.add_argument
         add("--count", type=int, default=4000, help="training scenes; a tenth of it is drawn as val (4000)")
+        add(
+            "--rich",
+            action="store_true",
+            help="wide and tall scenes that count to four, compare sizes and name corners",
+        )
         add("--seed", type=int, default=0, help="another seed draws other scenes (0)")
 
     def read(self, arguments: argparse.Namespace, scratch: Path) -> dict[str, Source]:
         if arguments.count < 1:
             raise InputError(f"--count {arguments.count}: at least one scene is wanted.")
         counts = {"train": arguments.count, "val": max(1, arguments.count // 10)}
-        return {split: coco(*scenes.write(scratch, split, count, arguments.seed)) for split, count in counts.items()}
+        kind = (rich_scenes.scene, rich_scenes.captions) if arguments.rich else (scenes.scene, scenes.captions)
+        drawn = {split: scenes.write(scratch, split, count, arguments.seed, *kind) for split, count in counts.items()}
+        return {split: coco(*files) for split, files in drawn.items()}

@@ -34,7 +34,8 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Thing:
-    """One drawn object: ``x``, ``y`` and ``radius`` are fractions of the image's side, ``angle`` is in radians."""
+    """One drawn object: ``x`` and ``y`` are fractions of the picture's width and height, ``radius`` of its shorter
+    side; ``angle`` is in radians."""
 
     colour: str
     shape: str
@@ -51,8 +52,16 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
+    """What is drawn; ``aspect`` is the picture's width by its height, its shorter side always SIZE pixels."""
+
     things: tuple[Thing, ...]
     background: str
+    aspect: float = 1.0
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return round(SIZE * max(1.0, self.aspect)), round(SIZE * max(1.0, 1 / self.aspect))
 
 
 def _regular(corners: int, inner: float = 1.0, start: float = -math.pi / 2) -> list[Point]:
@@ -166,30 +175,46 @@ def is_right(caption: str, drawn: Scene) -> bool:
     return things_named(caption) == {(thing.colour, thing.shape) for thing in drawn.things}
 
 
+def box(thing: Thing, drawn: Scene) -> tuple[float, float, float, float]:
+    """The smallest upright rectangle around one object of a scene: left, top, right, bottom, as fractions of the
+    picture's width and height."""
+    outline, _ = SHAPES[thing.shape]
+    (width, height), points = drawn.size, _placed(outline(), thing, drawn)
+    xs, ys = zip(*((x / width, y / height) for x, y in points), strict=True)
+    return min(xs), min(ys), max(xs), max(ys)
+
+
 def draw(drawn: Scene) -> Image.Image:
-    """The picture of a scene, RGB, SIZE x SIZE pixels."""
-    side = SIZE * OVERSAMPLING
+    """The picture of a scene, RGB, its shorter side SIZE pixels."""
+    size = (drawn.size[0] * OVERSAMPLING, drawn.size[1] * OVERSAMPLING)
     top, bottom = BACKGROUNDS[drawn.background]
-    gradient = Image.linear_gradient("L").resize((side, side))
-    image = Image.composite(Image.new("RGB", (side, side), bottom), Image.new("RGB", (side, side), top), gradient)
+    gradient = Image.linear_gradient("L").resize(size)
+    image = Image.composite(Image.new("RGB", size, bottom), Image.new("RGB", size, top), gradient)
     background, pencil = image.copy(), ImageDraw.Draw(image)
     for thing in drawn.things:
         outline, hole = SHAPES[thing.shape]
-        pencil.polygon(_placed(outline(), thing, side), fill=COLOURS[thing.colour])
+        pencil.polygon(_placed(outline(), thing, drawn, OVERSAMPLING), fill=COLOURS[thing.colour])
         if hole:
-            inside = _placed([(hole * x, hole * y) for x, y in outline()], thing, side)
-            pencil.polygon(inside, fill=background.getpixel((0, int(thing.y * side))))
-    return image.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
+            inside = _placed([(hole * x, hole * y) for x, y in outline()], thing, drawn, OVERSAMPLING)
+            pencil.polygon(inside, fill=background.getpixel((0, int(thing.y * size[1]))))
+    return image.resize(drawn.size, Image.Resampling.LANCZOS)
 
 
-def _placed(outline: list[Point], thing: Thing, side: int) -> list[Point]:
-    """An outline turned, scaled and moved to its thing's place, in pixels."""
-    cos, sin, scale = math.cos(thing.angle), math.sin(thing.angle), thing.radius * side
-    x0, y0 = thing.x * side, thing.y * side
+def _placed(outline: list[Point], thing: Thing, drawn: Scene, times: int = 1) -> list[Point]:
+    """An outline turned, scaled and moved to its thing's place, in pixels of a picture ``times`` as large."""
+    cos, sin, scale = math.cos(thing.angle), math.sin(thing.angle), thing.radius * SIZE * times
+    x0, y0 = thing.x * drawn.size[0] * times, thing.y * drawn.size[1] * times
     return [(x0 + scale * (x * cos - y * sin), y0 + scale * (x * sin + y * cos)) for x, y in outline]
 
 
-def write(folder: Path, split: str, count: int, seed: int) -> tuple[Path, Path]:
+def write(
+    folder: Path,
+    split: str,
+    count: int,
+    seed: int,
+    scene: Callable[[int, str, int], Scene] = scene,
+    captions: Callable[[Scene], list[str]] = captions,
+) -> tuple[Path, Path]:
     """Draw ``count`` scenes of a split in COCO's layout; returns its image folder and its captions json."""
     images = folder / split
     images.mkdir(parents=True)
@@ -197,7 +222,7 @@ def write(folder: Path, split: str, count: int, seed: int) -> tuple[Path, Path]:
     for number in range(count):
         drawn, name = scene(seed, split, number), f"{split}-{number:06d}.png"
         draw(drawn).save(images / name)
-        document["images"].append({"id": number, "file_name": name, "width": SIZE, "height": SIZE})
+        document["images"].append({"id": number, "file_name": name, "width": drawn.size[0], "height": drawn.size[1]})
         for caption in captions(drawn):
             annotation = {"id": len(document["annotations"]), "image_id": number, "caption": caption}
             document["annotations"].append(annotation)

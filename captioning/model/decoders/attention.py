@@ -14,7 +14,7 @@ from captioning.model.features import Features
 
 class AttentionDecoder(nn.Module):
     """Bahdanau attention over the grid, a gate on what it returns (the paper's beta), hidden and cell state begun from
-    the mean feature, and the doubly stochastic regulariser."""
+    the mean feature (or from zero, so that what it says it has looked at), and the doubly stochastic regulariser."""
 
     uses_grid = True
 
@@ -23,8 +23,10 @@ class AttentionDecoder(nn.Module):
         hidden = config.hidden_size
         self.vocabulary_size, self.regulariser = vocabulary_size, config.doubly_stochastic_weight
         self.embedding = nn.Embedding(vocabulary_size, config.embedding_size, padding_idx=PAD)
-        self.first_hidden = nn.Linear(feature_size, hidden)
-        self.first_cell = nn.Linear(feature_size, hidden)
+        self.hidden_size, self.starts_from_mean = hidden, config.initial_state == "mean"
+        if self.starts_from_mean:
+            self.first_hidden = nn.Linear(feature_size, hidden)
+            self.first_cell = nn.Linear(feature_size, hidden)
         self.attention = AdditiveAttention(feature_size, hidden, hidden)
         self.gate = nn.Linear(hidden, feature_size)
         self.lstm = nn.LSTMCell(config.embedding_size + feature_size, hidden)
@@ -58,7 +60,11 @@ class AttentionDecoder(nn.Module):
         """State after the image, one caption an image."""
         places = self.attention.places(features)
         nowhere = places.mean.new_zeros(features.grid.shape[:2])
-        return LookingState(places, (self.first_hidden(places.mean), self.first_cell(places.mean)), nowhere)
+        if self.starts_from_mean:
+            begun = (self.first_hidden(places.mean), self.first_cell(places.mean))
+        else:
+            begun = (places.mean.new_zeros(len(places.mean), self.hidden_size),) * 2
+        return LookingState(places, begun, nowhere)
 
     def step(self, state: LookingState, words: Tensor) -> tuple[Tensor, LookingState]:
         """One word further: words [N] -> logits [N, V] for the next word, and the new state."""
