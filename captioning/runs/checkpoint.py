@@ -177,9 +177,10 @@ def _write(folder: Path, files: dict[str, Callable[[], bytes]]) -> None:
 
 
 def _make_folder(folder: Path) -> None:
-    """As mkdir -p, with the new entries on disk."""
+    """Make a checkpoint's folder, and the one it is in; not the run's, which somebody may have removed."""
     if not folder.parent.is_dir():
-        _make_folder(folder.parent)
+        folder.parent.mkdir()
+        _sync_folder(folder.parent.parent)
     folder.mkdir()
     _sync_folder(folder.parent)
 

@@ -138,5 +138,10 @@ def cut_after(path: Path, is_kept: Callable[[str], bool]) -> None:
         except (ValueError, LookupError, TypeError):
             return False
 
-    *lines, _ = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
-    write_atomically(path, "".join(f"{line}\n" for line in lines if kept(line)).encode(errors="surrogateescape"))
+    before = path.read_bytes()
+    *lines, _ = before.decode(errors="surrogateescape").split("\n")
+    after = "".join(f"{line}\n" for line in lines if kept(line)).encode(errors="surrogateescape")
+    if after == before[: len(after)]:
+        os.truncate(path, len(after))  # in a moment, and on a full disk too
+    else:
+        write_atomically(path, after)

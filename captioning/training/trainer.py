@@ -65,7 +65,7 @@ def _fit_or_note(
         trainer = Trainer(config, folder, experiment, accelerator, ranks, stop)
         try:
             if ranks.is_main:
-                folder.set_status("running")
+                _note(folder, "running")
             status, detail = trainer.fit(), trainer.progress()
         finally:
             trainer.close()
@@ -79,8 +79,16 @@ def _fit_or_note(
             _note_failure(folder, error, ranks)
         raise
     if folder.is_held:
-        folder.set_status(status, detail)
+        _note(folder, status, detail)
     return status, trainer
+
+
+def _note(folder: RunFolder, status: str, detail: str = "") -> None:
+    """Set RUN/status. For want of room the earlier one stays: a run that looks like a killed one is started again."""
+    try:
+        folder.set_status(status, detail)
+    except OSError as error:
+        logger.warning(f"{folder.path / 'status'} could not be written: {error.strerror}")
 
 
 def enable_determinism() -> None:
@@ -264,14 +272,15 @@ class Trainer:
         self._at("saving")
         objection = self._finish_saving()
         if self.state != self.saved:
-            if self.ledger:
-                self.ledger.sync()
             self.monitor.flush()
-            self.ranks.barrier()
-            if self.ranks.is_main:
-                self.saver.start(self.state, *self.train_step.saved_state())
-            self.being_saved = self.state
-            objection = self._finish_saving() if last else None
+            objections = self.ranks.all_gather(self.ledger.sync() if self.ledger else None)
+            if objection := next(filter(None, objections), None):  # no checkpoint counts what the ledger lacks
+                self._not_saved(self.state.step, objection)
+            else:
+                if self.ranks.is_main:
+                    self.saver.start(self.state, *self.train_step.saved_state())
+                self.being_saved = self.state
+                objection = self._finish_saving() if last else None
         if last and objection:
             raise InputError(
                 f"The last checkpoint, of step {self.state.step}, could not be written: {objection}\nOn disk is step "
@@ -284,12 +293,15 @@ class Trainer:
         if objection is None:
             self.saved = self.being_saved
         else:
-            step = self.being_saved.step if self.being_saved else 0
-            self.monitor.say(f"warning: step {step} could not be saved, training goes on: {objection}")
-            best = (self.saved.best_score, self.saved.best_step) if self.saved else (None, None)
-            self.state = replace(self.state, best_score=best[0], best_step=best[1])
+            self._not_saved(self.being_saved.step if self.being_saved else 0, objection)
             self.being_saved = self.saved
         return objection
+
+    def _not_saved(self, step: int, objection: str) -> None:
+        """Tell people; the best checkpoint is again the one that is on disk."""
+        self.monitor.say(f"warning: step {step} could not be saved, training goes on: {objection}")
+        best = (self.saved.best_score, self.saved.best_step) if self.saved else (None, None)
+        self.state = replace(self.state, best_score=best[0], best_step=best[1])
 
     def progress(self) -> str:
         return f"step {self.state.step} of {self.total_steps}{self.why}"
