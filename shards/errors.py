@@ -7,6 +7,10 @@ class InputError(Exception):
     """Bad input: the message says what is wrong, where, and what to do. Commands print it and exit with status 2."""
 
 
+class RetryError(Exception):
+    """The input is right, and the same command again may go well. Commands print it and exit with status 75."""
+
+
 def listed(items: Iterable[object], limit: int = 8) -> str:
     """Items one a line, indented; past ``limit`` only their number, so that an error fits a screen."""
     every = [str(item) for item in items]

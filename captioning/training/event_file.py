@@ -18,15 +18,17 @@ class EventWriter(SummaryWriter):
     """torch's SummaryWriter, except that events which cannot be written wait in memory until they can."""
 
     def _get_file_writer(self) -> FileWriter:
-        if self.file_writer is None:
-            self.file_writer = _FileWriter(self.log_dir)
-            self.all_writers = {self.log_dir: self.file_writer}
+        writer: Any = self.file_writer
+        if writer is None:
+            writer = _FileWriter(self.log_dir)
+            both: Any = writer, {self.log_dir: writer}
+            self.file_writer, self.all_writers = both
             if self.purge_step is not None:  # hides the events of an earlier start from this step on
                 start = SessionLog(status=SessionLog.START)
-                self.file_writer.add_event(Event(step=self.purge_step, file_version="brain.Event:2"))
-                self.file_writer.add_event(Event(step=self.purge_step, session_log=start))
+                writer.add_event(Event(step=self.purge_step, file_version="brain.Event:2"))
+                writer.add_event(Event(step=self.purge_step, session_log=start))
                 self.purge_step = None
-        return self.file_writer
+        return writer
 
 
 class _FileWriter(FileWriter):

@@ -27,7 +27,8 @@ from captioning.training.preparation import Experiment, prepare_run
 from captioning.training.train_step import StepResult, TrainStep
 from captioning.training.unreadable import report_unreadable
 from captioning.training.validation import Validation
-from shards.errors import InputError, listed
+from shards.errors import InputError, RetryError, listed
+from shards.workers import lost_worker
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +78,8 @@ def _fit_or_note(
         is_refused = trainer is None and isinstance(error, InputError)
         if (prepared or folder.is_held) and not is_refused:
             _note_failure(folder, error, ranks)
+        if (lost := lost_worker(error)) is not None:
+            raise (RetryError if lost[1] else InputError)(lost[0]) from error
         raise
     if folder.is_held:
         _note(folder, status, detail)
@@ -106,12 +109,15 @@ def _note_failure(folder: RunFolder, error: BaseException, ranks: Ranks) -> None
         advice = "lower train.micro_batch_size, the global batch stays; while validating, evaluate.batch_size"
         detail = f"rank {ranks.rank} ran out of the device's memory: {advice}. {error}"
         logger.error(detail)
+    lost = lost_worker(error)
     try:
         if isinstance(error, InputError) and not ranks.is_main:
             return  # it is raised on all of them
-        if not is_peer_failure(error):
+        if lost is not None:
+            folder.set_status("running" if lost[1] else "failed", f"until rank {ranks.rank} lost a loader: {lost[0]}")
+        elif not is_peer_failure(error):
             folder.set_status("failed", detail)
-        elif ranks.is_main and folder.status()[0] != "failed":
+        elif ranks.is_main and folder.status() == ("running", ""):
             folder.set_status("running", f"until another process was lost: {error}")
     except OSError as unwritten:
         logger.warning(f"{folder.path / 'status'} could not be written: {unwritten}")

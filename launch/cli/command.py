@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from captioning.runs.progress import QUIET
-from shards.errors import InputError, brief
+from shards.errors import InputError, RetryError, brief
 
 BAD_INPUT = 2
 MOST_LINES = 40  # of an error
@@ -98,6 +98,9 @@ def run(main: Callable[[], int | None]) -> None:
         sys.exit(main() or 0)
     except InputError as error:
         message = str(error)
+    except RetryError as error:
+        print(f"error: {on_a_screen(str(error))}\nThe same command continues.", file=sys.stderr)
+        sys.exit(PREEMPTED)
     except OSError as error:
         if error.errno not in _DISK_REFUSES:
             raise
