@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from captioning.data.captions import EncodedCaptions, encode
-from captioning.data.splits import open_split
+from captioning.data.splits import open_split, saved_split
 from captioning.distributed.ranks import Ranks
 from captioning.evaluation.caption_split import CaptionSplit
 from captioning.evaluation.results import ScoredCaptions
@@ -64,7 +64,7 @@ def caption_run(
     if beam_size:
         config = replace(config, evaluate=replace(config.evaluate, beam_size=beam_size))
     splits = {"train": config.data.train, "val": config.data.val}
-    path = splits.get(split, split)
+    path = saved_split(splits[split]) if split in splits else split
     if not path:
         raise InputError(f"The run has no data.{split}. Give --split the path of a split's NAME.json.")
     index = open_split(path, config)

@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
+from captioning.data.splits import saved_split
 from captioning.evaluation.results import match_references, read_results, references_of
 from captioning.evaluation.scores import Evaluation, evaluate
 from captioning.inference.predictor import Caption, Predictor, opened
@@ -107,7 +108,7 @@ def validations_of(run: Path) -> list[dict[str, Any]]:
 
 def _index(path: str | None, notes: list[str]) -> Index | None:
     try:
-        return shard_index.load(path) if path else None
+        return shard_index.load(path) if (path := saved_split(path)) else None
     except InputError as error:
         notes.append(f"Left out, since a split is not here: {error}")
         return None

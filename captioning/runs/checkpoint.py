@@ -232,6 +232,8 @@ def _unlike_manifest(folder: Path) -> str | None:
     """Which file of a checkpoint is not as its manifest says, or is missing there."""
     manifest = json.loads((folder / "manifest.json").read_text())
     for name, expected in manifest.items():
+        if not re.fullmatch(r"\w[\w.-]*", name):  # of a run from elsewhere: nothing outside its folder is opened
+            raise ValueError(f"it names {name[:80]!r}")
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from captioning.data.collate import CaptionBatch
 from captioning.runs.patient_files import PatientLog
+from shards.errors import printable
 
 
 class Ledger:
@@ -21,7 +22,8 @@ class Ledger:
     def write(self, batches: list[CaptionBatch]) -> None:
         for batch in batches:
             for key, weight in [*((key, 1) for key in batch.keys), *((hole.key, 0) for hole in batch.unreadable)]:
-                self._log.add(f"{batch.step + 1}\t{batch.epoch}\t{key}\t{weight}\n".encode())
+                on_a_line = printable(key).replace("\t", "\\t").replace("\n", "\\n")
+                self._log.add(f"{batch.step + 1}\t{batch.epoch}\t{on_a_line}\t{weight}\n".encode())
 
     def sync(self) -> str | None:
         """On disk before the checkpoint that counts these samples as consumed; what the disk objected to, else None:

@@ -24,7 +24,7 @@ from captioning.runs.progress import is_quiet, progress
 from captioning.training.event_file import EventWriter
 from captioning.training.preparation import Experiment
 from shards.dataset import ShardDataset
-from shards.errors import reason_of
+from shards.errors import printable, reason_of
 from shards.files import write_atomically
 from shards.images import open_rgb
 from shards.index import Index
@@ -76,7 +76,7 @@ class Monitor:
 
     def __init__(self, config: Config, experiment: Experiment, is_main: bool):
         self.is_main, self.total_steps, self.first_step = is_main, experiment.total_steps(config), experiment.state.step
-        self.console = Console(stderr=True, quiet=not is_main, highlight=False)
+        self.console = Console(stderr=True, quiet=not is_main, highlight=False, markup=False)
         if not is_main:
             return
         if not self.console.is_terminal:
@@ -106,7 +106,7 @@ class Monitor:
     def say(self, message: str) -> None:
         """A line for people."""
         with suppress(OSError):  # the log it goes to may be on a full disk
-            self.console.print(message, soft_wrap=True)
+            self.console.print(printable(message), soft_wrap=True)
 
     def table(self, title: str, rows: dict[str, str]) -> None:
         """Name and value, a row each."""
@@ -114,7 +114,7 @@ class Monitor:
             return
         table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2))
         for name, value in rows.items():
-            table.add_row(name, value)
+            table.add_row(name, printable(value))
         with suppress(OSError):
             self.console.print(table, soft_wrap=True)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from captioning.runs.progress import QUIET
-from shards.errors import InputError, RetryError, brief
+from shards.errors import InputError, RetryError, brief, printable
 
 BAD_INPUT = 2
 MOST_LINES = 40  # of an error
@@ -70,7 +70,7 @@ class _StandardError(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(OSError):  # standard error may be a file on a full disk
-            print(f"{record.levelname.lower()}: {record.getMessage()}", file=sys.stderr, flush=True)
+            print(f"{record.levelname.lower()}: {printable(record.getMessage())}", file=sys.stderr, flush=True)
 
 
 def _show_logs() -> None:
@@ -81,7 +81,7 @@ def _show_logs() -> None:
 
 def on_a_screen(message: str) -> str:
     """A message cut to what a terminal shows at once: a wrong file may be megabytes, and what it says in an error."""
-    lines = [brief(line, 1000) if len(line) > 1000 else line for line in message.splitlines()]
+    lines = [brief(line, 1000) if len(line) > 1000 else line for line in printable(message).splitlines()]
     return "\n".join(lines if len(lines) <= MOST_LINES else [*lines[:MOST_LINES], "..."])
 
 
