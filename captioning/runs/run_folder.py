@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import json
 import os
 import re
 import socket
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from shards.errors import InputError, brief
-from shards.files import write_atomically
+from shards.files import parse_json, write_atomically
 
 
 class RunFolder:
@@ -96,7 +95,8 @@ class RunFolder:
     def status(self) -> tuple[str, str]:
         """First line and details of ``RUN/status``; empty where no run has begun."""
         path = self.path / "status"
-        first, _, detail = path.read_text(encoding="utf-8").partition("\n") if path.is_file() else ("", "", "")
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        first, _, detail = text.partition("\n")
         return first, detail.strip()
 
     def last_saved_step(self) -> int:
@@ -112,7 +112,7 @@ class RunFolder:
         for path in (self.path / "ledger").glob("rank-*.txt"):
             cut_after(path, lambda line: int(line.split("\t", 1)[0]) <= step)
         if (scores := self.path / "scores.jsonl").exists():
-            cut_after(scores, lambda line: json.loads(line)["step"] <= evaluated_step)
+            cut_after(scores, lambda line: parse_json(line)["step"] <= evaluated_step)
 
 
 def _locked(file: TextIO) -> bool:
