@@ -14,6 +14,8 @@ from typing import TextIO
 from shards.errors import InputError, brief
 from shards.files import parse_json, write_atomically
 
+SCRATCH = "mirror.tmp"  # in the folder: a checkpoint that is being fetched
+
 
 class RunFolder:
     """A run's folder: who holds it, how the run stands, and which lines of its logs a resumed run keeps.
@@ -41,7 +43,7 @@ class RunFolder:
     @property
     def is_new(self) -> bool:
         """Nothing is in it but what a start leaves that was stopped at once; or it is not there."""
-        left = ("lock", "status", "config.yaml")
+        left = ("lock", "status", "config.yaml", SCRATCH.removesuffix(".tmp"))
         return not self.path.exists() or all(path.name.removesuffix(".tmp") in left for path in self.path.iterdir())
 
     @property

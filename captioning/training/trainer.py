@@ -18,6 +18,7 @@ from captioning.data.collate import CaptionBatch
 from captioning.distributed.ranks import Ranks, init_distributed, is_peer_failure
 from captioning.distributed.stop_signals import StoppedError, StopSignals, stopped_by
 from captioning.distributed.watchdog import Watchdog
+from captioning.runs.mirror import Mirror
 from captioning.runs.run_folder import RunFolder
 from captioning.runs.saver import Saver
 from captioning.training.best import closing_summary, why_stop_early
@@ -154,7 +155,9 @@ class Trainer:
             f"run {config.run}", start_up_table(config, experiment, self.batches, captioner, accelerator.device)
         )
         texts = {"config.yaml": save_text(config), "vocabulary.json": experiment.vocabulary.to_json()}
-        self.saver = Saver(self.run, texts, config.checkpoint.keep, config.checkpoint.background)
+        place = config.checkpoint.mirror
+        mirror = Mirror(place, config.checkpoint.keep) if place and ranks.is_main else None
+        self.saver = Saver(self.run, texts, config.checkpoint.keep, config.checkpoint.background, mirror)
         self.saved = self.state if experiment.checkpoint else None  # the last state on disk
         self.being_saved = self.saved
         self.watchdog = Watchdog(self.run, ranks, config.train.hang_seconds, self.batches.describe)
@@ -314,5 +317,5 @@ class Trainer:
 
     def close(self) -> None:
         self.watchdog.close()
-        self.saver.finish()
+        self.saver.close(self.config.data.storage_patience_seconds)
         self.monitor.close()
