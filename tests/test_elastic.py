@@ -3,6 +3,7 @@
 import argparse
 import os
 import signal
+import socket
 import subprocess
 import time
 
@@ -46,13 +47,22 @@ def ranks_under(process: subprocess.Popen) -> list[psutil.Process]:
         return []
 
 
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.mark.sweep
 def test_ranks_and_agents_killed_over_and_over(scene_shards, tmp_path, empty_config):
     """2 -> 1 -> 2 processes, and restarts in place, by themselves; each image of each epoch once."""
     run, (port,) = tmp_path / "run", free_ports(1)
     overrides = settings(scene_shards, run, train__epochs=30, encoder__trainable="none", train__hang_seconds=60)
     logs = [tmp_path / f"log-{number}" for number in range(2)]
-    agents = [agent(port, overrides, empty_config, log) for log in logs]
+    agents = [agent(port, overrides, empty_config, logs[0])]
+    while not listens(port):  # this agent holds the meeting place, and is not the one that is lost
+        assert agents[0].poll() is None
+        time.sleep(0.2)
+    agents.append(agent(port, overrides, empty_config, logs[1]))
 
     def until_step(step: int) -> None:
         deadline = time.monotonic() + 300

@@ -129,7 +129,7 @@ def test_a_node_that_goes_down(cluster, scene_shards, tmp_path, empty_config):
 @pytest.mark.sweep
 @pytest.mark.parametrize("partition", ["test", "grace"])
 def test_a_job_that_makes_way_for_a_more_urgent_one(cluster, scene_shards, tmp_path, empty_config, partition):
-    """PreemptType=preempt/partition_prio, without GraceTime and with: it is back in the queue, and goes on by itself."""
+    """PreemptType=preempt/partition_prio, without GraceTime and with: back in the queue, it goes on by itself."""
     run = tmp_path / "run"
     overrides = settings(scene_shards, run, train__epochs=20, encoder__trainable="none")
     job, output = cluster.submit("--nodes=2", f"--partition={partition}", TRAIN, empty_config, *overrides)
