@@ -57,6 +57,12 @@ class Storm:
         )  # fmt: skip
         self.faults: Counter[str] = Counter()
 
+    def end(self) -> None:
+        """Nothing of it is left running, or mounted."""
+        with suppress(ProcessLookupError, AttributeError):
+            os.killpg(self.job.pid, signal.SIGKILL)
+        subprocess.run(["umount", "-l", self.folder], stderr=subprocess.DEVNULL)
+
     def start(self) -> psutil.Popen:
         if not self.fixed:
             self.processes = self.draw.choice([1, 2, 3])
@@ -124,9 +130,10 @@ class Storm:
         while RunFolder(self.run).status()[0] != "finished":
             before, calm = max(checkpoint.steps(self.run), default=0), time.monotonic() > until or in_vain > 0
             job, began = self.start(), time.monotonic()
+            self.job = job
             faults = self.faults.total()
             while job.poll() is None and time.monotonic() - began < LONGEST_START_S:
-                with suppress(subprocess.TimeoutExpired):
+                with suppress(psutil.TimeoutExpired):
                     job.wait(2 if calm else self.draw.uniform(*PAUSE_S))
                 if not calm and job.poll() is None and max(checkpoint.steps(self.run), default=0) > before:
                     self.weather(job)
@@ -164,9 +171,10 @@ def soak(minutes: float, seed: int) -> int:
         while time.monotonic() < until:
             disk = home / f"disk-{runs}"
             disk.mkdir()
-            mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600m", "tmpfs", disk]).returncode == 0
+            subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600m", "tmpfs", disk], check=True)
             storm = Storm(disk, home / "shards", f"{served.url}/split", draw)
             storm.server = served.process
+            stack.callback(storm.end)
             if not storm.survive(until):
                 print(f"round {runs} (seed {seed}): the same command failed twice in a row", file=sys.stderr)
                 return 1
@@ -181,8 +189,7 @@ def soak(minutes: float, seed: int) -> int:
             faults += storm.faults
             runs += 1
             print(f"round {runs}: {dict(storm.faults)}", flush=True)
-            if mounted:
-                subprocess.run(["umount", "-l", disk])
+            storm.end()
             shutil.rmtree(disk, ignore_errors=True)
     print(f"{runs} runs to their end, {faults.total()} faults: {dict(faults)}; {compared} equal to the last bit")
     return 0

@@ -14,7 +14,9 @@ from captioning.runs import checkpoint
 from captioning.training.ledger import Ledger
 from captioning.training.monitor import Monitor
 from launch.cli import command
+from shards import index as shard_index
 from shards.errors import InputError, listed, printable
+from shards.storage import outages
 from tests.conftest import untrained_run
 
 CLEARS_THE_SCREEN = "a cat\x1b[2J\x1b]0;title\x07 \u202egnp.exe\u2028\ud800 \x9b31m"
@@ -74,3 +76,16 @@ def test_a_manifest_names_files_of_its_folder_alone(tmp_path, name):
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**manifest, name: {"size": 1, "sha256": "0"}}))
     assert "it names" in checkpoint.damage(folder)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["zip://a.json", "zip://a.json::/nowhere.zip", "reference://a.json", "reference://", "dir://a.json", "pipe:",
+     "generic://x/a.json", "http://[::1/a.json", "http://\0/a.json", "data://a.json", "memory://nowhere/a.json",
+     "simplecache::http://127.0.0.1:1/a.json", "local://nowhere/a.json"],
+)  # fmt: skip
+def test_an_odd_url_is_told(url, monkeypatch):
+    monkeypatch.setattr(outages, "_patience", 0.0)
+    monkeypatch.setattr(outages, "FIRST_WAIT", 0.01)
+    with pytest.raises(InputError):
+        shard_index.load(url)

@@ -30,8 +30,8 @@ class Mirror:
 
         try:
             self._files, self._root = fsspec.core.url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            raise InputError(f"checkpoint.mirror={url} cannot be opened: {error}") from error
+        except Exception as error:  # each of fsspec's file systems has errors of its own
+            raise InputError(f"checkpoint.mirror={url} cannot be opened: {reason_of(error)}") from error
         self.url, self._keep = url, keep
         self._waiting: Path | None = None
         self._thread: threading.Thread | None = None
