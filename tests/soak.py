@@ -172,7 +172,7 @@ def soak(minutes: float, seed: int) -> int:
             disk = home / f"disk-{runs}"
             disk.mkdir()
             subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600m", "tmpfs", disk], check=True)
-            storm = Storm(disk, home / "shards", f"{served.url}/split", draw)
+            storm = Storm(disk, home / "shards", f"{served.url}/{draw.choice(['split', 'whole'])}", draw)
             storm.server = served.process
             stack.callback(storm.end)
             if not storm.survive(until):

@@ -1,7 +1,9 @@
 """A disk without room: a run goes on, and has lost nothing once there is room again."""
 
+import hashlib
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,10 @@ from captioning.runs import checkpoint
 from captioning.runs.patient_files import PatientFiles, PatientLog
 from captioning.runs.run_folder import RunFolder, cut_after
 from captioning.training.event_file import EventWriter
+from shards.errors import InputError
+from shards.storage import outages
+from shards.storage.cache import Cache
+from shards.storage.urls import Url
 from tests.conftest import settings
 from tests.processes import in_processes
 from tests.test_faults import mounted
@@ -143,7 +149,6 @@ def test_a_run_whose_disk_is_full_for_a_while_has_lost_nothing(scene_shards, tmp
 def delete_the_run(config_path: Path, overrides: list[str], run: Path) -> None:
     from captioning.distributed.stop_signals import StopSignals
     from captioning.training import trainer
-    from shards.errors import InputError
 
     shown = trainer.Monitor.step
 
@@ -163,3 +168,30 @@ def test_a_run_folder_that_is_deleted_is_told_at_the_end(scene_shards, tmp_path,
     run = tmp_path / "run"
     overrides = settings(scene_shards, run, train__epochs=1, encoder__trainable="none", data__ledger=with_ledger)
     in_processes(1, delete_the_run, empty_config, overrides, run)
+
+
+def test_a_cache_waits_for_room_on_its_disk(tmp_path, monkeypatch):
+    """Its own oldest shards go first; then it waits for what others hold, as for storage that is away."""
+    monkeypatch.setattr(outages, "FIRST_WAIT", 0.05)
+    monkeypatch.setattr(outages, "_patience", 0.2)
+    data = [bytes([number]) * 300_000 for number in range(4)]
+    for number, content in enumerate(data):
+        (tmp_path / f"s{number}.tar").write_bytes(content)
+    with mounted(tmp_path / "disk", "1m"):
+        disk = tmp_path / "disk"
+        cache = Cache(disk / "cache", limit=10**9)
+
+        def read(number: int) -> bytes:
+            sha256 = hashlib.sha256(data[number]).hexdigest()
+            return cache.read(Url(f"pipe:cat {tmp_path}/", f"s{number}.tar"), 300_000, sha256, 10, 5)
+
+        assert [read(number) for number in range(4)] == [bytes([number]) * 5 for number in range(4)]
+        assert len(list(cache.home.glob("*.tar"))) == 3, "there is room for three"
+        for path in cache.home.glob("*.tar"):
+            path.unlink()
+        ballast = fill(disk)
+        with pytest.raises(InputError, match=r"The disk of .* is full"):
+            read(0)
+        threading.Timer(0.1, ballast.unlink).start()
+        monkeypatch.setattr(outages, "_patience", 60)
+        assert read(0) == bytes(5)
