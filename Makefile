@@ -1,6 +1,7 @@
 # make demo      everything from nothing: set up, pack, train on two processes, interrupt, resume, evaluate, caption
 # make test      set up and run all tests
 # make sweep     the long sweeps through faults, apart from make test
+# make soak      training under a random storm of faults; MINUTES=30
 # make install   only the set-up: a virtual environment in .venv with pinned versions
 # make check     ruff and mypy
 # make clean     remove what make made (.venv, runs/demo, caches)
@@ -8,7 +9,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test sweep install check clean
+.PHONY: demo test sweep soak install check clean
 
 demo: install
 	$(BIN)/python -m launch.demo
@@ -19,6 +20,11 @@ test: install check
 
 sweep: install
 	$(BIN)/python -m pytest -m sweep
+
+MINUTES ?= 30
+
+soak: install
+	$(BIN)/python -m tests.soak --minutes $(MINUTES)
 
 install: .venv/installed
 

@@ -329,6 +329,9 @@ class CheckpointConfig:
     keep: int = setting(
         2, "newest checkpoints kept, the best besides; two, so that a damaged one costs an interval", at_least=2
     )
+    mirror: str | None = setting(
+        None, "a second place for checkpoints, a path or a URL that fsspec opens; a start without any fetches from it"
+    )
     background: bool = setting(True, "write while training goes on; false: training waits, and needs less memory")
 
 

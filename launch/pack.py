@@ -9,13 +9,14 @@ from captioning.runs.progress import bar
 from launch.cli import pack_arguments
 from launch.cli.command import run
 from shards import index as shard_index
-from shards.errors import InputError
+from shards.errors import InputError, printable
 from shards.index import Index
 from shards.packing.index_tars import Options, index_tars
 from shards.packing.merge import merge, splits_in
 from shards.packing.plan import Settings
 from shards.sources import Source, divide
 from shards.sources.records import WHOLE
+from shards.storage.cache import Cache
 
 
 def main() -> None:
@@ -26,7 +27,8 @@ def main() -> None:
         case "tars":
             _index_tars(arguments)
         case "verify":
-            index = shard_index.load(arguments.index)
+            cache = Cache(arguments.cache_dir.absolute()) if arguments.cache_dir else None
+            index = shard_index.load(arguments.index, cache, arguments.trust_urls)
             shard_index.verify(index)
             print(f"{arguments.index}: {len(index.shards)} shard(s), {len(index):,} samples, every byte as packed")
         case _:
@@ -96,10 +98,10 @@ def _tell(index: Index) -> None:
     skipped = index.document["skipped"]
     if len(skipped) <= 10:
         for entry in skipped:
-            print(f"  skipped: {entry['image']}: {entry['reason']}")
+            print(printable(f"  skipped: {entry['image']}: {entry['reason']}"))
         return
     for reason, count in Counter(entry["reason"] for entry in skipped).most_common(10):
-        print(f"  skipped: {count:,} images: {reason}")
+        print(printable(f"  skipped: {count:,} images: {reason}"))
     print(f"  ... {len(skipped):,} skipped in all, each listed in {index.path}")
 
 

@@ -11,6 +11,7 @@ from captioning.config import load_config
 from captioning.runs.run_folder import RunFolder
 from launch.cli.command import PREEMPTED, command_parser, run
 from launch.cli.shipped import config_path
+from shards.errors import printable
 
 EXIT = {"finished": 0, "preempted": PREEMPTED, "running": PREEMPTED}
 
@@ -20,7 +21,7 @@ def main() -> int:
     path = config_path(arguments.config)
     folder = path if path.is_dir() else Path(load_config(path, arguments.overrides).run)
     status, detail = RunFolder(folder).status()
-    print(f"{folder}: {status or 'no run has begun here'}{detail and ', '}{detail}")
+    print(printable(f"{folder}: {status or 'no run has begun here'}{detail and ', '}{detail}"))
     return EXIT.get(status, 1)
 
 

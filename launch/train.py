@@ -15,6 +15,7 @@ from captioning.training.best import closing_summary
 from captioning.training.checks import check
 from launch.cli.command import PREEMPTED, at_least_one, command_parser, run
 from launch.cli.config_reference import help_text
+from launch.cli.elastic import agent_command, become_agent, machines
 from launch.cli.processes import hold_stop_signals, is_started_by_launcher, run_processes
 from launch.cli.shipped import config_path, configs
 from shards.errors import InputError
@@ -41,6 +42,9 @@ def main() -> int:
     if arguments.cpu:
         os.environ |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
     processes = _processes(arguments)
+    if arguments.elastic:
+        script = [arguments.config, *arguments.overrides]
+        become_agent(agent_command(arguments.elastic, processes, arguments.meet, Path(__file__), script))
     if processes == 1:
         return _train(config)
     return run_processes(processes, Path(__file__), [arguments.config, *arguments.overrides])
@@ -75,12 +79,21 @@ def _processes(arguments: argparse.Namespace) -> int:
 
 def parser() -> argparse.ArgumentParser:
     parser = command_parser("train", __doc__)
-    parser.usage = "captioning train CONFIG [key=value ...] [--processes N] [--cpu] [--list] [--quiet]"
+    parser.usage = (
+        "captioning train CONFIG [key=value ...] [--processes N] [--cpu] [--elastic MIN:MAX] [--list] [--quiet]"
+    )
     parser.epilog = f"keys and their defaults:\n{help_text()}"
     parser.add_argument("config", nargs="?", metavar="CONFIG", help="what differs from the defaults: a file, or a name")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. run=runs/mine train.epochs=5")
     parser.add_argument("--processes", type=at_least_one, metavar="N", help="processes (one a GPU)")
     parser.add_argument("--cpu", action="store_true", help="train on the CPU, whether there are GPUs or not")
+    parser.add_argument(
+        "--elastic", type=machines, metavar="MIN:MAX", help="on each of so many machines: go on where one comes or goes"
+    )
+    meet = ":".join((os.environ.get("MASTER_ADDR", "127.0.0.1"), os.environ.get("MASTER_PORT", "29400")))
+    parser.add_argument(
+        "--meet", metavar="HOST:PORT", default=meet, help="for --elastic: where the machines meet (%(default)s)"
+    )
     parser.add_argument("--list", action="store_true", help="name the configs that are installed")
     return parser
 

@@ -2,10 +2,11 @@
 
 import ast
 import io
-import json
 import tokenize
 from collections.abc import Mapping
 from typing import Any
+
+from shards.files import parse_json
 
 # Fields of a json or columns of a table that hold captions; an earlier one is taken before a later one.
 CAPTION_FIELDS = (
@@ -42,7 +43,7 @@ def captions_in_cell(cell: str) -> list[str]:
     if not (text.startswith("[") and text.endswith("]")):
         return [cell]
     try:
-        return captions_in(json.loads(text))
+        return captions_in(parse_json(text))
     except (ValueError, RecursionError):
         found = _python_list(text)
         return [cell] if found is None else found

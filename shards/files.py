@@ -1,8 +1,10 @@
 """Files on this machine: written whole or not at all, and told apart by their hash."""
 
 import hashlib
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 _BLOCK = 1 << 20
 
@@ -24,3 +26,15 @@ def sha256_of(path: Path) -> str:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What a JSON document from anywhere holds.
+
+    Raises:
+        ValueError: when it is none, or is nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("its brackets are nested too deeply") from None

@@ -22,7 +22,7 @@ import numpy as np
 from shards import storage, tars
 from shards.document import KIND, checked_shards, is_sha256
 from shards.errors import InputError, listed
-from shards.files import write_atomically
+from shards.files import parse_json, write_atomically
 from shards.storage import SIDECAR_SUFFIXES, Shard
 from shards.storage.cache import Cache
 from shards.storage.urls import Place, Url, place_of
@@ -172,7 +172,7 @@ def load(path: str | Path, cache: Cache | None = None, trust_urls: bool = False)
     """
     place = place_of(path)
     try:
-        document = json.loads(storage.read_all(place))
+        document = parse_json(storage.read_all(place))
         shards = checked_shards(place, document, trust_urls)
         return Index(place, document["name"], shards, fingerprint_of(shards), document, cache or Cache())
     except (FileNotFoundError, IsADirectoryError) as error:
@@ -207,7 +207,7 @@ def read_texts(shard: Shard) -> list[SampleText]:
     """
     path = shard.path.with_suffix(".captions.json")
     try:
-        texts = [_text(sample) for sample in json.loads(_sidecar(shard, ".captions.json"))["samples"]]
+        texts = [_text(sample) for sample in parse_json(_sidecar(shard, ".captions.json"))["samples"]]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} cannot be read ({error}). Copy it again, with its tar.") from error
     if len(texts) != shard.nsamples:
@@ -334,7 +334,7 @@ def refuse_another_file(path: Path) -> None:
     """
     if path.exists():
         try:
-            ours = json.loads(path.read_text(encoding="utf-8"))["__kind__"] == KIND
+            ours = parse_json(path.read_text(encoding="utf-8"))["__kind__"] == KIND
         except (OSError, ValueError, KeyError, TypeError):
             ours = False
         if not ours:
@@ -382,7 +382,7 @@ def _damage_on_disk(shard: Shard, path: Path) -> str | None:
     read_extents(shard)
     texts = read_texts(shard)
     known = {text.key for text in texts}
-    about = json.loads(captions_path(path).read_text(encoding="utf-8"))  # of tars of others: how they were read
+    about = parse_json(captions_path(path).read_text(encoding="utf-8"))  # of tars of others: how they were read
     samples = [sample for sample in tars.samples_of(path, about.get("prefix", "")) if sample.key in known]
     if tars.idx_text(samples) != path.with_suffix(".idx").read_text(encoding="utf-8", errors="replace"):
         return f"{path.with_suffix('.idx')}: does not match its tar"

@@ -3,7 +3,6 @@
 Packing stores hashes of each image in the captions file beside its tar (see shards/perceptual.py); no tar is opened.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ import numpy as np
 
 from shards import storage
 from shards.errors import InputError
+from shards.files import parse_json
 from shards.index import Index
 from shards.perceptual import BITS, NEAR_BITS, split_signs
 
@@ -111,7 +111,7 @@ def _samples(index: Index) -> Iterator[_Sample]:
     for shard in index.shards:
         path = shard.path.with_suffix(".captions.json")
         try:
-            for s in json.loads(storage.read_all(path))["samples"]:
+            for s in parse_json(storage.read_all(path))["samples"]:
                 yield _Sample(s["key"], s["image_id"], s.get("image_sha256"), s.get("image_phash"))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} cannot be read ({error!r}). Copy it again, with its tar.") from error

@@ -36,8 +36,8 @@ http {{
 class Nginx:
     """A running nginx: ``/split/`` serves ranges, ``/whole/`` does not, ``/moved/`` redirects, ``/slow/`` is slow."""
 
-    def __init__(self, home: Path, port: int):
-        self.url, self._log = f"http://127.0.0.1:{port}", home / "access.log"
+    def __init__(self, home: Path, port: int, process: subprocess.Popen):
+        self.url, self._log, self.process = f"http://127.0.0.1:{port}", home / "access.log", process
 
     def requests(self, path: str = "") -> list[list[str]]:
         """[method, path, status, range, connection] of the requests so far for paths that end so."""
@@ -65,7 +65,7 @@ def nginx(folder: Path, home: Path) -> Iterator[Nginx]:
                     break
             assert process.poll() is None and time.monotonic() < deadline, (home / "error.log").read_text()
             time.sleep(0.05)
-        yield Nginx(home, port)
+        yield Nginx(home, port, process)
     finally:
         process.terminate()
         process.wait()

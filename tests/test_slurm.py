@@ -127,6 +127,22 @@ def test_a_node_that_goes_down(cluster, scene_shards, tmp_path, empty_config):
 
 
 @pytest.mark.sweep
+@pytest.mark.parametrize("partition", ["test", "grace"])
+def test_a_job_that_makes_way_for_a_more_urgent_one(cluster, scene_shards, tmp_path, empty_config, partition):
+    """PreemptType=preempt/partition_prio, without GraceTime and with: back in the queue, it goes on by itself."""
+    run = tmp_path / "run"
+    overrides = settings(scene_shards, run, train__epochs=20, encoder__trainable="none")
+    job, output = cluster.submit("--nodes=2", f"--partition={partition}", TRAIN, empty_config, *overrides)
+    after_checkpoint(cluster, run, 8)
+    urgent, _ = cluster.submit("--nodes=2", "--exclusive", "--partition=urgent", "--wrap=sleep 5")
+    cluster.wait(urgent, "COMPLETED")
+    assert ended(cluster, job, output) == "COMPLETED"
+    assert int(cluster.job(job, "Restarts")) >= 1 and resumed_at(output)[1] >= 8
+    assert status(run) == ["finished", "step 120 of 120"]
+    assert_each_image_of_each_epoch_once(run, scene_shards, epochs=20)
+
+
+@pytest.mark.sweep
 def test_a_cancelled_job_saves_and_stays_cancelled(cluster, scene_shards, tmp_path, empty_config):
     run = tmp_path / "run"
     overrides = settings(scene_shards, run, train__epochs=4)

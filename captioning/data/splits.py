@@ -8,6 +8,7 @@ from pathlib import Path
 from captioning.config import Config
 from shards import index as shard_index
 from shards import storage
+from shards.errors import InputError, brief
 from shards.index import Index
 from shards.storage import outages
 from shards.storage.cache import Cache, default_folder
@@ -29,6 +30,20 @@ def open_split(path: str, config: Config) -> Index:
             file=sys.stderr,
         )
     return index
+
+
+def saved_split(path: str | None) -> str | None:
+    """A split that a run's own config names, unless that is a command: the run may come from anybody.
+
+    Raises:
+        InputError: for a ``pipe:`` command.
+    """
+    if path and path.startswith("pipe:"):
+        raise InputError(
+            f"The run's config names a command, {brief(path)}, which is run only where you give it yourself: "
+            "evaluate --split 'pipe:...'"
+        )
+    return path
 
 
 def check_split(path: str, config: Config) -> Index:

@@ -8,6 +8,7 @@ from functools import cached_property
 
 from captioning.data.tokenizer import Tokenizer, Words, kind_of, name_of
 from shards.errors import InputError
+from shards.files import parse_json
 from shards.scripts import is_spaceless, scripts_of
 
 PAD, START, END, UNK = 0, 1, 2, 3
@@ -55,7 +56,7 @@ def from_json(text: str, where: str) -> Vocabulary:
         InputError: when the text is no vocabulary.
     """
     try:
-        document = json.loads(text)
+        document = parse_json(text)
         words = tuple(document["words"])
         if words[: len(SPECIAL)] != SPECIAL or len(set(words)) != len(words) or not all(map(_is_text, words)):
             raise ValueError(f"the words must be distinct texts that begin with {', '.join(SPECIAL)}")

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import suppress
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 LAUNCHER = "CAPTIONING_LAUNCHER"  # in the environment of the processes that `captioning train` starts: its process id
@@ -41,7 +42,8 @@ class StopSignals:
         if self._signal is None and os.environ.get("RANK", "0") == "0":
             # os.write: what was interrupted may be a print.
             name = signal.Signals(number).name
-            os.write(2, f"\n{name}: saving and stopping at the end of this step\n".encode())
+            with suppress(OSError):  # standard error may be a file on a full disk
+                os.write(2, f"\n{name}: saving and stopping at the end of this step\n".encode())
         self._signal = signal.Signals(number).name
 
     def ignore(self) -> None:

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from captioning.distributed.ranks import Ranks
@@ -37,7 +38,8 @@ class Watchdog:
         if self._hang_seconds:
             if self._ranks.is_main:
                 for path in self._run.glob("hang-rank-*.txt"):
-                    path.unlink()
+                    with suppress(OSError):
+                        path.unlink()
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._thread.start()
 
@@ -60,7 +62,11 @@ class Watchdog:
                     if not self._closed.wait(min(PATIENCE_S, limit / 2)) and self._places == reported:
                         self._judge()
                 except OSError as error:
-                    logger.warning(f"rank {self._ranks.rank} hangs, and {self._run} cannot be written: {error}")
+                    logger.warning(
+                        f"rank {self._ranks.rank} hangs in step {self._step}, {self._what}, and {self._run} cannot be "
+                        f"written: {error}"
+                    )
+                    faulthandler.dump_traceback(all_threads=True)
 
     def _report(self) -> None:
         path = self._path(self._ranks.rank)

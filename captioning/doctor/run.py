@@ -11,7 +11,7 @@ from captioning.config import Config
 from captioning.data import vocabulary as vocab
 from captioning.data.dataset import EvaluationBatches
 from captioning.data.padded_captions import PaddedCaptions
-from captioning.data.splits import open_split
+from captioning.data.splits import open_split, saved_split
 from captioning.data.transforms import preprocessing_of
 from captioning.doctor.checks import Check, look, size
 from captioning.model.captioner import Captioner
@@ -37,7 +37,7 @@ def run_checks(run: Path, config: Config) -> list[Check]:
 
 
 def _data(name: str, path: str, config: Config) -> Check:
-    index = open_split(path, config)
+    index = open_split(saved_split(path) or path, config)
     batches = EvaluationBatches(index, preprocessing_of(config))
     parts = pairwise(i * len(index) // READ_AT for i in range(READ_AT + 1))
     read = [batches[(start, min(stop, start + READ_TOGETHER))] for start, stop in parts]

@@ -13,6 +13,7 @@ from captioning.metrics.ptb import CHARACTERS, TOKENIZER, characters_for_scoring
 from shards import index as shard_index
 from shards import sources
 from shards.errors import InputError, listed
+from shards.files import parse_json
 from shards.index import Index
 from shards.scripts import is_spaceless
 
@@ -170,7 +171,7 @@ def in_common(a: ScoredCaptions, b: ScoredCaptions) -> tuple[ScoredCaptions, Sco
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"{path} cannot be read as JSON: {why}.") from error

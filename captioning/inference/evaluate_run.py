@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from captioning.data.captions import EncodedCaptions, encode
-from captioning.data.splits import open_split
+from captioning.data.splits import open_split, saved_split
 from captioning.data.stored_features import check_settings
 from captioning.distributed.ranks import Ranks
 from captioning.evaluation import provenance
@@ -70,7 +70,7 @@ def caption_run(
     """
     config = predictor.config
     splits = {"train": config.data.train, "val": config.data.val, "test": config.data.test}
-    path = splits.get(split, split)
+    path = saved_split(splits[split]) if split in splits else split
     if not path:
         raise InputError(f"The run has no data.{split}. Give --split the path of a split's NAME.json.")
     index = open_split(path, config)
@@ -107,7 +107,7 @@ def caption_run(
 def _provenance(run: Path, index: Index, predictor: Predictor) -> dict[str, Any]:
     config = predictor.config
     try:
-        train = open_split(config.data.train, config)
+        train = open_split(saved_split(config.data.train) or "", config)
     except InputError:  # the training data may be elsewhere by now
         train = None
     return provenance.of_run(run, train, index, config.data.tokenizer)

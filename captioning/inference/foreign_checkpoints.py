@@ -4,7 +4,6 @@ Their EncoderCNN is nn.Sequential of a ResNet's children, a Linear and a BatchNo
 LSTM whose first input is the image, and a Linear. Many projects began as copies of it. Nothing is unpickled.
 """
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from captioning.data.vocabulary import SPECIAL, Vocabulary
 from captioning.inference.model_bundle import ModelBundle
 from captioning.model.captioner import Captioner
 from shards.errors import InputError, listed
+from shards.files import parse_json
 
 # Kind of block and number of blocks in layer1 .. layer4.
 _RESNETS: dict[tuple[str, tuple[int, ...]], str] = {
@@ -86,7 +86,7 @@ def read_words(path: Path) -> list[str]:
         )
     try:
         text = data.decode()
-        words = _words_in(json.loads(text)) if text.lstrip()[:1] in ("[", "{") else text.splitlines()
+        words = _words_in(parse_json(text)) if text.lstrip()[:1] in ("[", "{") else text.splitlines()
         if not words or not all(isinstance(word, str) for word in words):
             raise ValueError("words are wanted")
         if len(set(words)) != len(words):

@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import safetensors
 import safetensors.torch
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from captioning.config import Config
 from captioning.data import vocabulary as vocab
 from captioning.data.vocabulary import Vocabulary
 from shards.errors import InputError, reason_of
-from shards.files import sha256_of, write_atomically
+from shards.files import parse_json, sha256_of, write_atomically
 
 KIND = "image captioner 1"
 _HASHED = ("model.safetensors", "vocabulary.json")
@@ -73,18 +74,22 @@ def read(folder: Path) -> ModelBundle:
     """
     path = folder / "config.json"
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = parse_json(path.read_text(encoding="utf-8"))
         if document["kind"] != KIND:
             raise ValueError(f"its kind is {document['kind']!r}, not {KIND!r}")
         hashes = {name: str(document["sha256"][name]) for name in _HASHED}
         step, origin, values = int(document["step"]), str(document["origin"]), document["config"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(f"{path} was not written by launch.export ({reason_of(error)}).") from error
     for name, expected in hashes.items():
         if not (folder / name).is_file() or sha256_of(folder / name) != expected:
             raise InputError(f"{folder / name} is missing or not what was exported. Copy the folder again.")
-    vocabulary = vocab.from_json((folder / "vocabulary.json").read_text(encoding="utf-8"), f"{folder}/vocabulary.json")
-    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    try:
+        text = (folder / "vocabulary.json").read_text(encoding="utf-8")
+        weights = safetensors.torch.load_file(folder / "model.safetensors")
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise InputError(f"{folder} was not written by launch.export ({reason_of(error)}).") from error
+    vocabulary = vocab.from_json(text, f"{folder}/vocabulary.json")
     return ModelBundle(configuration.from_dict(values, str(path)), vocabulary, weights, step, origin)
 
 

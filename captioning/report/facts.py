@@ -1,6 +1,5 @@
 """Everything a report tells, gathered from a run folder; what is not to be had is a note, not an error."""
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
+from captioning.data.splits import saved_split
 from captioning.data.stored_features import stored_features
 from captioning.evaluation.results import match_references, read_results, references_of
 from captioning.evaluation.scores import Evaluation, evaluate
@@ -18,6 +18,7 @@ from captioning.inference.predictor import Caption, Predictor, opened
 from captioning.runs.run_folder import RunFolder
 from shards import index as shard_index
 from shards.errors import InputError
+from shards.files import parse_json
 from shards.index import Index
 from shards.reader import Sample, UnreadableSample, read_sample
 
@@ -109,17 +110,17 @@ def curves_of(run: Path) -> dict[str, list[tuple[int, float]]]:
 def validations_of(run: Path) -> list[dict[str, Any]]:
     """The lines of RUN/scores.jsonl; one that is half written is left out."""
     path, found = run / "scores.jsonl", []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
-            found.append(json.loads(line))
+            found.append(parse_json(line))
         except ValueError:
             continue
-    return found
+    return [entry for entry in found if isinstance(entry, dict) and isinstance(entry.get("step"), int)]
 
 
 def _index(path: str | None, notes: list[str]) -> Index | None:
     try:
-        return shard_index.load(path) if path else None
+        return shard_index.load(path) if (path := saved_split(path)) else None
     except InputError as error:
         notes.append(f"Left out, since a split is not here: {error}")
         return None

@@ -10,8 +10,13 @@ from PIL import Image
 
 from captioning.inference.predictor import Caption
 from captioning.report.pictures import GREY, shade
+from shards.errors import printable
 
-escape = html.escape
+
+def escape(text: str) -> str:
+    """A text from elsewhere, for a page: neither markup nor what would act on the reader's screen."""
+    return html.escape(printable(text))
+
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --line: #d8dee4; --paper: #ffffff; --card: #f6f8fa;

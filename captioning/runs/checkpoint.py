@@ -178,9 +178,10 @@ def _write(folder: Path, files: dict[str, Callable[[], bytes]]) -> None:
 
 
 def _make_folder(folder: Path) -> None:
-    """As mkdir -p, with the new entries on disk."""
+    """Make a checkpoint's folder, and the one it is in; not the run's, which somebody may have removed."""
     if not folder.parent.is_dir():
-        _make_folder(folder.parent)
+        folder.parent.mkdir()
+        _sync_folder(folder.parent.parent)
     folder.mkdir()
     _sync_folder(folder.parent)
 
@@ -232,6 +233,8 @@ def _unlike_manifest(folder: Path) -> str | None:
     """Which file of a checkpoint is not as its manifest says, or is missing there."""
     manifest = json.loads((folder / "manifest.json").read_text())
     for name, expected in manifest.items():
+        if not re.fullmatch(r"\w[\w.-]*", name):  # of a run from elsewhere: nothing outside its folder is opened
+            raise ValueError(f"it names {name[:80]!r}")
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"

@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import json
 import os
 import re
 import socket
@@ -13,7 +12,9 @@ from pathlib import Path
 from typing import TextIO
 
 from shards.errors import InputError, brief
-from shards.files import write_atomically
+from shards.files import parse_json, write_atomically
+
+SCRATCH = "mirror.tmp"  # in the folder: a checkpoint that is being fetched
 
 
 class RunFolder:
@@ -42,7 +43,7 @@ class RunFolder:
     @property
     def is_new(self) -> bool:
         """Nothing is in it but what a start leaves that was stopped at once; or it is not there."""
-        left = ("lock", "status", "config.yaml")
+        left = ("lock", "status", "config.yaml", SCRATCH.removesuffix(".tmp"))
         return not self.path.exists() or all(path.name.removesuffix(".tmp") in left for path in self.path.iterdir())
 
     @property
@@ -96,7 +97,8 @@ class RunFolder:
     def status(self) -> tuple[str, str]:
         """First line and details of ``RUN/status``; empty where no run has begun."""
         path = self.path / "status"
-        first, _, detail = path.read_text(encoding="utf-8").partition("\n") if path.is_file() else ("", "", "")
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        first, _, detail = text.partition("\n")
         return first, detail.strip()
 
     def last_saved_step(self) -> int:
@@ -112,7 +114,7 @@ class RunFolder:
         for path in (self.path / "ledger").glob("rank-*.txt"):
             cut_after(path, lambda line: int(line.split("\t", 1)[0]) <= step)
         if (scores := self.path / "scores.jsonl").exists():
-            cut_after(scores, lambda line: json.loads(line)["step"] <= evaluated_step)
+            cut_after(scores, lambda line: parse_json(line)["step"] <= evaluated_step)
 
 
 def _locked(file: TextIO) -> bool:
@@ -138,5 +140,10 @@ def cut_after(path: Path, is_kept: Callable[[str], bool]) -> None:
         except (ValueError, LookupError, TypeError):
             return False
 
-    *lines, _ = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
-    write_atomically(path, "".join(f"{line}\n" for line in lines if kept(line)).encode(errors="surrogateescape"))
+    before = path.read_bytes()
+    *lines, _ = before.decode(errors="surrogateescape").split("\n")
+    after = "".join(f"{line}\n" for line in lines if kept(line)).encode(errors="surrogateescape")
+    if after == before[: len(after)]:
+        os.truncate(path, len(after))  # in a moment, and on a full disk too
+    else:
+        write_atomically(path, after)

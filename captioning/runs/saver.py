@@ -11,6 +11,7 @@ from torch import Tensor
 
 from captioning.runs import checkpoint
 from captioning.runs.checkpoint import RunState
+from captioning.runs.mirror import Mirror
 
 
 class Saver:
@@ -20,8 +21,9 @@ class Saver:
     without it, for the disk. The interpreter does not exit before a write has ended.
     """
 
-    def __init__(self, run: Path, texts: dict[str, str], keep: int, background: bool):
+    def __init__(self, run: Path, texts: dict[str, str], keep: int, background: bool, mirror: Mirror | None = None):
         self._run, self._texts, self._keep, self._background = run, texts, keep, background
+        self._mirror = mirror
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[Path] | None = None
         self._copy: Any = None
@@ -40,11 +42,21 @@ class Saver:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()  # the copies from the device were only begun
             model, optimizer, average = self._copy
-        self._writing = self._thread.submit(
-            checkpoint.save, self._run, state, model, optimizer, self._texts, self._keep, average
-        )
+        self._writing = self._thread.submit(self._write, state, model, optimizer, average)
         if not self._background:
             self._writing.exception()  # waits
+
+    def _write(self, state: RunState, model: Any, optimizer: Any, average: Any) -> Path:
+        written = checkpoint.save(self._run, state, model, optimizer, self._texts, self._keep, average)
+        if self._mirror is not None:
+            self._mirror.upload_later(written)
+        return written
+
+    def close(self, patience_s: float) -> None:
+        """Wait for the write, if there is one, and for its upload to the mirror."""
+        self.finish()
+        if self._mirror is not None:
+            self._mirror.close(patience_s)
 
     def finish(self) -> str | None:
         """Wait for the write, if there is one; what the disk objected to, None when all is well."""

@@ -28,7 +28,8 @@ def check(config: Config) -> RunState | None:
     train, _ = open_splits(config, check_split)
     folder = RunFolder(config.run)
     changed = compare_with_folder(config, folder)
-    refuse_lost_checkpoints(folder)
+    if not config.checkpoint.mirror:  # else the start looks there first
+        refuse_lost_checkpoints(folder)
     return _finished(config, folder, train, changed)
 
 

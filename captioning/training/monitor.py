@@ -1,9 +1,11 @@
 """What a run shows of itself: TensorBoard events, a progress bar in a terminal, plain lines elsewhere. Rank 0 only."""
 
 import json
+import logging
 import resource
 import secrets
 import time
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,21 +15,24 @@ from accelerate.tracking import WandBTracker
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from captioning.config import Config, flat, to_dict
 from captioning.data.collate import CaptionBatch
 from captioning.data.stored_features import stored_features
 from captioning.evaluation import provenance
+from captioning.runs.patient_files import PatientFiles, PatientLog
 from captioning.runs.progress import is_quiet, progress
+from captioning.training.event_file import EventWriter
 from captioning.training.preparation import Experiment
 from shards.dataset import ShardDataset
+from shards.errors import printable, reason_of
 from shards.files import write_atomically
 from shards.images import open_rgb
 from shards.index import Index
 from shards.reader import UnreadableSample, read_sample
 
+logger = logging.getLogger(__name__)
 WATCHED_IMAGES = 8  # of the validation split, spread over it, the same at every validation
 LOG_COLUMNS = 160  # width of a line where there is no terminal to fit
 VARIED = ("seed", "precision", "encoder", "decoder", "train", "optim")  # what runs are compared by, in TensorBoard's
@@ -73,16 +78,16 @@ class Monitor:
 
     def __init__(self, config: Config, experiment: Experiment, is_main: bool):
         self.is_main, self.total_steps, self.first_step = is_main, experiment.total_steps(config), experiment.state.step
-        self.console = Console(stderr=True, quiet=not is_main, highlight=False)
+        self.console = Console(stderr=True, quiet=not is_main, highlight=False, markup=False)
         if not is_main:
             return
         if not self.console.is_terminal:
             self.console.width = LOG_COLUMNS
         run = Path(config.run)
-        self._scores = run / "scores.jsonl"
+        self._scores, self.files = PatientLog(run / "scores.jsonl"), PatientFiles()
         self._provenance = provenance.kept(run)
         # Events that a killed run wrote past its last checkpoint are hidden: the resumed run writes those steps again.
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=self.first_step + 1)
+        self._board = EventWriter(str(run / "tensorboard"), purge_step=self.first_step + 1)
         self._write_settings(config)
         self._wandb = wandb_run(config) if config.monitor.trackers == "wandb" else None
         self._watched = _watched_images(experiment.val) if experiment.val else {}
@@ -103,7 +108,8 @@ class Monitor:
 
     def say(self, message: str) -> None:
         """A line for people."""
-        self.console.print(message, soft_wrap=True)
+        with suppress(OSError):  # the log it goes to may be on a full disk
+            self.console.print(printable(message), soft_wrap=True)
 
     def table(self, title: str, rows: dict[str, str]) -> None:
         """Name and value, a row each."""
@@ -111,8 +117,9 @@ class Monitor:
             return
         table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2))
         for name, value in rows.items():
-            table.add_row(name, value)
-        self.console.print(table, soft_wrap=True)
+            table.add_row(name, printable(value))
+        with suppress(OSError):
+            self.console.print(table, soft_wrap=True)
 
     def step(self, step: int, scalars: dict[str, float] | None) -> None:
         """Show that a step is done; ``scalars`` (at logging steps) go to TensorBoard and the terminal."""
@@ -133,8 +140,12 @@ class Monitor:
     def _log(self, scalars: dict[str, float], step: int) -> None:
         for name, value in scalars.items():
             self._board.add_scalar(name, value, step)
+        self._board.flush()
         if self._wandb is not None:
-            self._wandb.log(dict(scalars), step=step)
+            try:
+                self._wandb.log(dict(scalars), step=step)
+            except Exception as error:  # whatever it meets, a full disk say: training does not depend on it
+                logger.warning(f"wandb could not log step {step}: {reason_of(error)}")
 
     def validated(
         self, step: int, epoch: float, scores: dict[str, float], forced: dict[str, float], captions: dict[int, str]
@@ -143,9 +154,9 @@ class Monitor:
         sample number. Apart from them, since they are no scores: loss and perplexity of the references, ``forced``."""
         if not self.is_main:
             return
-        with self._scores.open("a", encoding="utf-8") as file:
-            line = {"step": step, "epoch": epoch, **scores, "teacher_forcing": forced, "provenance": self._provenance}
-            file.write(json.dumps(line) + "\n")
+        line = {"step": step, "epoch": epoch, **scores, "teacher_forcing": forced, "provenance": self._provenance}
+        self._scores.add(f"{json.dumps(line)}\n".encode())
+        self._scores.write()
         self._log({f"val/{name}": value for name, value in scores.items()}, step)
         self._log({f"val/{name}": value for name, value in forced.items()}, step)
         self._show_captions(step, captions)
@@ -173,16 +184,23 @@ class Monitor:
             self._board.add_figure("val/captions", figure, step)  # which also closes it
 
     def flush(self) -> None:
-        """Events into the file, which a checkpoint waits for: those of steps before it are not written again."""
+        """Events and scores into their files, for which a checkpoint waits: those of steps before it are not written
+        again. It does not wait for a full disk."""
         if self.is_main:
             self._board.flush()
+            self._scores.write(synced=True)
+            self.files.retry()
 
     def close(self) -> None:
         if self.is_main:
-            self._progress.stop()
-            self._board.close()
+            with suppress(OSError):
+                self._progress.stop()
+            self.flush()
             if self._wandb is not None:
-                self._wandb.finish()
+                try:
+                    self._wandb.finish()
+                except Exception as error:
+                    logger.warning(f"wandb could not finish: {reason_of(error)}")
 
 
 def wandb_run(config: Config) -> WandBTracker:

@@ -24,6 +24,7 @@ from captioning.model.captioner import Captioner
 from captioning.model.encoder_identity import check_encoder, encoder_part, first_encoder
 from captioning.runs import checkpoint
 from captioning.runs.checkpoint import Checkpoint, RunState
+from captioning.runs.mirror import restore
 from captioning.runs.progress import Progress, bar
 from captioning.runs.run_folder import RunFolder
 from captioning.training.checks import (
@@ -144,6 +145,8 @@ def prepare(config: Config, folder: RunFolder, world_size: int, on_progress: Pro
     _check_machine(config)
     train, val = open_splits(config, open_split)
     run = folder.path
+    if config.checkpoint.mirror and config.resume:
+        restore(config.checkpoint.mirror, folder, meanwhile=lambda: on_progress(0, len(train)))
     is_new = not folder.is_run
     changed = compare_with_folder(config, folder)
     shared = None

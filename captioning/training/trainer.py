@@ -18,6 +18,7 @@ from captioning.data.collate import CaptionBatch
 from captioning.distributed.ranks import Ranks, init_distributed, is_peer_failure
 from captioning.distributed.stop_signals import StoppedError, StopSignals, stopped_by
 from captioning.distributed.watchdog import Watchdog
+from captioning.runs.mirror import Mirror
 from captioning.runs.run_folder import RunFolder
 from captioning.runs.saver import Saver
 from captioning.training.best import closing_summary, why_stop_early
@@ -29,7 +30,8 @@ from captioning.training.preparation import Experiment, prepare_run
 from captioning.training.train_step import StepResult, TrainStep
 from captioning.training.unreadable import report_unreadable
 from captioning.training.validation import Validation
-from shards.errors import InputError, listed
+from shards.errors import InputError, RetryError, listed
+from shards.workers import lost_worker
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +69,7 @@ def _fit_or_note(
         trainer = Trainer(config, folder, experiment, accelerator, ranks, stop)
         try:
             if ranks.is_main:
-                folder.set_status("running")
+                _note(folder, "running")
             status, detail = trainer.fit(), trainer.progress()
         finally:
             trainer.close()
@@ -79,10 +81,20 @@ def _fit_or_note(
         is_refused = trainer is None and isinstance(error, InputError)
         if (prepared or folder.is_held) and not is_refused:
             _note_failure(folder, error, ranks)
+        if (lost := lost_worker(error)) is not None:
+            raise (RetryError if lost[1] else InputError)(lost[0]) from error
         raise
     if folder.is_held:
-        folder.set_status(status, detail)
+        _note(folder, status, detail)
     return status, trainer
+
+
+def _note(folder: RunFolder, status: str, detail: str = "") -> None:
+    """Set RUN/status. For want of room the earlier one stays: a run that looks like a killed one is started again."""
+    try:
+        folder.set_status(status, detail)
+    except OSError as error:
+        logger.warning(f"{folder.path / 'status'} could not be written: {error.strerror}")
 
 
 def enable_determinism() -> None:
@@ -100,12 +112,15 @@ def _note_failure(folder: RunFolder, error: BaseException, ranks: Ranks) -> None
         advice = "lower train.micro_batch_size, the global batch stays; while validating, evaluate.batch_size"
         detail = f"rank {ranks.rank} ran out of the device's memory: {advice}. {error}"
         logger.error(detail)
+    lost = lost_worker(error)
     try:
         if isinstance(error, InputError) and not ranks.is_main:
             return  # it is raised on all of them
-        if not is_peer_failure(error):
+        if lost is not None:
+            folder.set_status("running" if lost[1] else "failed", f"until rank {ranks.rank} lost a loader: {lost[0]}")
+        elif not is_peer_failure(error):
             folder.set_status("failed", detail)
-        elif ranks.is_main and folder.status()[0] != "failed":
+        elif ranks.is_main and folder.status() == ("running", ""):
             folder.set_status("running", f"until another process was lost: {error}")
     except OSError as unwritten:
         logger.warning(f"{folder.path / 'status'} could not be written: {unwritten}")
@@ -143,7 +158,9 @@ class Trainer:
             f"run {config.run}", start_up_table(config, experiment, self.batches, captioner, accelerator.device)
         )
         texts = {"config.yaml": save_text(config), "vocabulary.json": experiment.vocabulary.to_json()}
-        self.saver = Saver(self.run, texts, config.checkpoint.keep, config.checkpoint.background)
+        place = config.checkpoint.mirror
+        mirror = Mirror(place, config.checkpoint.keep) if place and ranks.is_main else None
+        self.saver = Saver(self.run, texts, config.checkpoint.keep, config.checkpoint.background, mirror)
         self.saved = self.state if experiment.checkpoint else None  # the last state on disk
         self.being_saved = self.saved
         self.watchdog = Watchdog(self.run, ranks, config.train.hang_seconds, self.batches.describe)
@@ -287,14 +304,15 @@ class Trainer:
         self._at("saving")
         objection = self._finish_saving()
         if self.state != self.saved:
-            if self.ledger:
-                self.ledger.sync()
             self.monitor.flush()
-            self.ranks.barrier()
-            if self.ranks.is_main:
-                self.saver.start(self.state, *self.train_step.saved_state())
-            self.being_saved = self.state
-            objection = self._finish_saving() if last else None
+            objections = self.ranks.all_gather(self.ledger.sync() if self.ledger else None)
+            if objection := next(filter(None, objections), None):  # no checkpoint counts what the ledger lacks
+                self._not_saved(self.state.step, objection)
+            else:
+                if self.ranks.is_main:
+                    self.saver.start(self.state, *self.train_step.saved_state())
+                self.being_saved = self.state
+                objection = self._finish_saving() if last else None
         if last and objection:
             raise InputError(
                 f"The last checkpoint, of step {self.state.step}, could not be written: {objection}\nOn disk is step "
@@ -307,17 +325,20 @@ class Trainer:
         if objection is None:
             self.saved = self.being_saved
         else:
-            step = self.being_saved.step if self.being_saved else 0
-            self.monitor.say(f"warning: step {step} could not be saved, training goes on: {objection}")
-            best = (self.saved.best_score, self.saved.best_step) if self.saved else (None, None)
-            self.state = replace(self.state, best_score=best[0], best_step=best[1])
+            self._not_saved(self.being_saved.step if self.being_saved else 0, objection)
             self.being_saved = self.saved
         return objection
+
+    def _not_saved(self, step: int, objection: str) -> None:
+        """Tell people; the best checkpoint is again the one that is on disk."""
+        self.monitor.say(f"warning: step {step} could not be saved, training goes on: {objection}")
+        best = (self.saved.best_score, self.saved.best_step) if self.saved else (None, None)
+        self.state = replace(self.state, best_score=best[0], best_step=best[1])
 
     def progress(self) -> str:
         return f"step {self.state.step} of {self.total_steps}{self.why}"
 
     def close(self) -> None:
         self.watchdog.close()
-        self.saver.finish()
+        self.saver.close(self.config.data.storage_patience_seconds)
         self.monitor.close()

@@ -19,7 +19,6 @@ from captioning.training.monitor import Monitor
 from captioning.training.optim import decays_after
 from captioning.training.preparation import Experiment
 from captioning.training.train_step import TrainStep
-from shards.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Validation:
         forced = {"loss": mean, "perplexity": perplexity(mean)}
         if self.ranks.is_main:
             path = Path(self.config.run) / f"captions-val-step-{state.step}.json"
-            write_atomically(path, json.dumps(captions.results(val), ensure_ascii=False).encode())
+            self.monitor.files.write(path, json.dumps(captions.results(val), ensure_ascii=False).encode())
             epoch = state.samples_seen / len(self.experiment.train)
             self.monitor.validated(state.step, epoch, scores, forced, captions.of_sample)
         state = update_best(state, self.config.evaluate, {**scores, "loss": mean})

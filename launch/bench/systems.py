@@ -29,6 +29,7 @@ from captioning.inference.evaluate_run import caption_run
 from captioning.inference.predictor import Predictor
 from captioning.metrics.intervals import intervals
 from captioning.model.encoders.backbone import TorchvisionEncoder
+from captioning.model.search import SearchOptions
 from captioning.runs import checkpoint
 from launch.bench.table import Table, write_markdown
 from shards import sources
@@ -190,7 +191,8 @@ def _metrics(run: Path, out: Path, beam_size: int) -> dict[str, Metric]:
     if not checkpoint.steps(run):
         raise InputError(f"{run} has no checkpoint. Delete it, and give the same command again.")
     predictor = Predictor.from_checkpoint(run, "latest", "cpu")
-    said = caption_run(predictor, run, str(out / "shards/rich/val.json"), Ranks(0, 1), beam_size).captions
+    options = SearchOptions(beam_size=beam_size)
+    said = caption_run(predictor, run, str(out / "shards/rich/val.json"), Ranks(0, 1), options).captions
     found = {metric.name: metric for metric in evaluate(said).metrics if metric.name in SCORES}
     return {**found, **_right(said)}
 

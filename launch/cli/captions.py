@@ -11,7 +11,7 @@ from captioning.report.gallery import Gallery
 from captioning.report.pictures import annotated, caption_sheet
 from launch.cli.command import BAD_INPUT
 from launch.cli.images import Named
-from shards.errors import InputError
+from shards.errors import InputError, printable
 
 
 class Outlet:
@@ -60,7 +60,7 @@ class Outlet:
             captions = [caption for _, caption in self.shown]
             caption_sheet(pictures, captions, [None] * len(captions), self.arguments.picture, self.title)
         for message in self.failed:
-            print(f"skipped: {message}", file=sys.stderr)
+            print(f"skipped: {printable(message)}", file=sys.stderr)
         if self.failed:
             total = self.captioned + len(self.failed)
             print(f"{len(self.failed):,} of {total:,} could not be captioned", file=sys.stderr)
@@ -69,7 +69,7 @@ class Outlet:
 
 def _say(line: str) -> None:
     try:
-        print(line, flush=True)
+        print(printable(line), flush=True)
     except BrokenPipeError:  # whoever read it, `head` say, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)

@@ -7,11 +7,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
 from captioning.runs.progress import QUIET
-from shards.errors import InputError, brief
+from shards.errors import InputError, RetryError, brief, printable
 
 BAD_INPUT = 2
 MOST_LINES = 40  # of an error
@@ -68,7 +69,8 @@ class _StandardError(logging.Handler):
     """To whatever is standard error now: a progress bar puts itself in its place."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(f"{record.levelname.lower()}: {record.getMessage()}", file=sys.stderr, flush=True)
+        with suppress(OSError):  # standard error may be a file on a full disk
+            print(f"{record.levelname.lower()}: {printable(record.getMessage())}", file=sys.stderr, flush=True)
 
 
 def _show_logs() -> None:
@@ -79,7 +81,7 @@ def _show_logs() -> None:
 
 def on_a_screen(message: str) -> str:
     """A message cut to what a terminal shows at once: a wrong file may be megabytes, and what it says in an error."""
-    lines = [brief(line, 1000) if len(line) > 1000 else line for line in message.splitlines()]
+    lines = [brief(line, 1000) if len(line) > 1000 else line for line in printable(message).splitlines()]
     return "\n".join(lines if len(lines) <= MOST_LINES else [*lines[:MOST_LINES], "..."])
 
 
@@ -96,6 +98,9 @@ def run(main: Callable[[], int | None]) -> None:
         sys.exit(main() or 0)
     except InputError as error:
         message = str(error)
+    except RetryError as error:
+        print(f"error: {on_a_screen(str(error))}\nThe same command continues.", file=sys.stderr)
+        sys.exit(PREEMPTED)
     except OSError as error:
         if error.errno not in _DISK_REFUSES:
             raise

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from shards import index as shard_index
-from shards.errors import InputError
+from shards.errors import InputError, printable
 from shards.images import SUFFIXES
 from shards.reader import UnreadableSample, read_sample
 
@@ -62,7 +62,7 @@ def random_images(place: str, count: int, seed: int) -> list[Named]:
     for name in chosen:
         sample = read_sample(index, drawn.choice(of_class[name]))
         if isinstance(sample, UnreadableSample):
-            print(f"skipped: {sample}", file=sys.stderr)
+            print(f"skipped: {printable(str(sample))}", file=sys.stderr)
         else:
             images.append((name if name == sample.key else f"{name} ({sample.key})", sample.image_bytes))
     if not images:

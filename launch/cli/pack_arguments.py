@@ -34,6 +34,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     _add_tars(commands)
     verify = commands.add_parser("verify", help="compare every byte of a split with its index")
     verify.add_argument("index", metavar="NAME.json", help="a path or a URL")
+    verify.add_argument("--cache-dir", type=Path, metavar="DIR", help="as data.cache_dir: its copies are compared too")
+    verify.add_argument("--trust-urls", action="store_true", help="as data.trust_urls=true")
     return main
 
 

@@ -7,11 +7,11 @@ from captioning.evaluation.results import ScoredCaptions
 from captioning.evaluation.scores import Evaluation
 from captioning.metrics.class_scores import ClassScores
 from captioning.metrics.intervals import Difference
-from shards.errors import listed
+from shards.errors import listed, printable
 
 _MOST_CLASSES = 10  # shown at either end
 
-console = Console(highlight=False)
+console = Console(highlight=False, markup=False)
 
 
 def show_scores(title: str, evaluation: Evaluation) -> None:
@@ -31,7 +31,7 @@ def show_scores(title: str, evaluation: Evaluation) -> None:
 def show_left_out(evaluation: Evaluation) -> None:
     """What was not scored, or not as it should be."""
     for name, reason in evaluation.skipped.items():
-        console.print(f"{name} skipped: {reason}", soft_wrap=True)
+        console.print(f"{name} skipped: {printable(reason)}", soft_wrap=True)
     missing, empty = evaluation.captioned.missing, evaluation.captioned.empty
     if missing:
         console.print(f"{len(missing):,} images not scored:\n{listed(missing)}", soft_wrap=True)

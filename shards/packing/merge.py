@@ -13,7 +13,7 @@ from typing import Any
 from shards import index as shard_index
 from shards.document import is_sha256
 from shards.errors import InputError, listed
-from shards.files import sha256_of, write_atomically
+from shards.files import parse_json, sha256_of, write_atomically
 from shards.index import Index
 from shards.packing.plan import tar_names
 from shards.storage import SIDECAR_SUFFIXES, Shard
@@ -51,7 +51,7 @@ def packed(tar: Path) -> Packed | None:
 @lru_cache(maxsize=100_000)  # asked for several times, and holds every caption
 def _read(tar: Path, _mtime: int, _size: int) -> Packed:
     data = shard_index.captions_path(tar).read_bytes()
-    document = json.loads(data)
+    document = parse_json(data)
     sidecars = (*(document["sidecars"][suffix] for suffix in SIDECAR_SUFFIXES[:-1]), hashlib.sha256(data).hexdigest())
     if not all(map(is_sha256, (document["sha256"], *sidecars))):
         raise ValueError("no hashes of the tar and what lies beside it")

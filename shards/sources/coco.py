@@ -2,7 +2,6 @@
 
 import argparse
 import io
-import json
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from pycocotools.coco import COCO
 
 from shards.errors import InputError
+from shards.files import parse_json
 from shards.sources.kind import add_images
 from shards.sources.records import WHOLE, Places, Record, Source, source_of
 from shards.sources.text import read_text
@@ -109,8 +109,8 @@ def karpathy(images: Places, path: Path) -> dict[str, Source]:
 
 def _load_json(path: Path) -> Any:
     try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+        return parse_json(read_text(path))
+    except ValueError as error:
         raise InputError(
             f"{path} is not JSON ({error}). Was the download cut short? `pack table` reads CSV and JSON lines."
         ) from error

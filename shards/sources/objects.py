@@ -8,6 +8,7 @@ from typing import Any
 
 from shards.captions import captions_in, captions_in_cell
 from shards.errors import InputError
+from shards.files import parse_json
 from shards.sources.columns import Chosen, Row, find, wanted
 
 
@@ -101,11 +102,11 @@ def _row(entry: Mapping[str, Any], number: int, path: Path, fields: _Fields) -> 
 def _objects(text: str, path: Path) -> list[dict[str, Any]] | dict[str, Any]:
     """The objects of a JSON or JSON lines; a dictionary is one of image -> captions."""
     try:
-        document = json.loads(text)
+        document = parse_json(text)
     except json.JSONDecodeError:
         document = _json_lines(text, path)
-    except RecursionError:
-        raise InputError(f"{path} is nested too deeply to be a table.") from None
+    except ValueError as error:
+        raise InputError(f"{path} is no table: {error}") from None
     if isinstance(document, dict):
         _refuse_other_json(document, path)
         if find(list(document), Chosen()):
@@ -138,7 +139,7 @@ def _json_lines(text: str, path: Path) -> list[Any]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
-                found.append(json.loads(line))
+                found.append(parse_json(line))
             except ValueError as error:
                 raise InputError(f"{path}, line {number} is not JSON ({error}). Was the file cut short?") from error
     return found

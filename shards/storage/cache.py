@@ -29,7 +29,7 @@ from pathlib import Path
 
 from shards.errors import InputError
 from shards.storage import streams
-from shards.storage.outages import waited_for
+from shards.storage.outages import PassingError, waited_for
 from shards.storage.urls import Url
 
 _FOLDER, _TAG = "captioning-shards-cache", "CACHEDIR.TAG"
@@ -109,7 +109,7 @@ class Cache:
                 return
             try:
                 os.ftruncate(file, 0)
-                self._reserve(file, filesize)
+                waited_for(lambda: self._reserve(file, filesize))  # for room, where the disk is full of other things
                 self._fetch_bytes(url, file, filesize, sha256)
                 part.replace(final)
             except OSError as error:
@@ -180,24 +180,36 @@ class Cache:
                     try:
                         return os.posix_fallocate(file, 0, size)
                     except OSError as error:
-                        if error.errno != errno.ENOSPC:
+                        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                             raise
-                        raise InputError(
-                            f"The disk of {self.home} is full. Lower data.cache_gb, or set data.cache_dir."
-                        ) from error
+                        os.ftruncate(file, 0)
+                        if not self._removed_oldest():
+                            raise PassingError(
+                                f"The disk of {self.home} is full. Lower data.cache_gb, or set data.cache_dir."
+                            ) from error
+                        continue
             if time.monotonic() > deadline:
                 raise OSError(f"{self.home} is full of shards in use: raise data.cache_gb={self.limit / 1e9:g}")
             time.sleep(0.1)
 
-    def _make_room(self, size: int) -> bool:
+    def _removed_oldest(self) -> bool:
+        """Remove the shard that was not read for longest; False when there is none that nobody reads."""
+        return any(_removed(path) for _, _, path in self._held() if path.suffix == ".tar")
+
+    def _held(self) -> list[tuple[int, int, Path]]:
+        """When each of our files was last read, its bytes, and where it is; the longest ago first."""
         held = []
         for path in [path for path in self.home.iterdir() if _OURS.fullmatch(path.name)]:
             with suppress(FileNotFoundError):
                 state = path.lstat()
                 if stat.S_ISREG(state.st_mode):
                     held.append((state.st_mtime_ns, state.st_size, path))
+        return sorted(held)
+
+    def _make_room(self, size: int) -> bool:
+        held = self._held()
         used = sum(bytes_ for _, bytes_, _ in held)
-        for _, bytes_, path in sorted(held):
+        for _, bytes_, path in held:
             is_left_over = path.suffix == ".part"
             if (is_left_over or used + size > self.limit) and _removed(path):
                 used -= bytes_

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-from shards.errors import InputError
+from shards.errors import InputError, reason_of
 from shards.storage import http_ranges as ranges
 from shards.storage.urls import Url
 
@@ -66,8 +66,10 @@ def _filesystem(url: Url) -> tuple[Any, str]:
 
     try:
         return fsspec.core.url_to_fs(url.text)
-    except (ImportError, ValueError) as error:
-        raise InputError(f"{url} cannot be opened: {error}") from error
+    except OSError as error:  # it connects as it is made
+        raise ConnectionError(f"{url}: {reason_of(error)}") from error
+    except Exception as error:  # reference://, dir:// and others are none to be opened by an address alone
+        raise InputError(f"{url} cannot be opened: {reason_of(error)}") from error
 
 
 def _pipe(url: Url) -> Iterator[bytes]:

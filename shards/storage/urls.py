@@ -70,6 +70,10 @@ def place_of(text: str | Path) -> Place:
         return Path(text)
     if scheme[1].lower() == "file":
         return Path(unquote(urlsplit(text).path))
+    try:
+        urlsplit(text)
+    except ValueError as error:
+        raise InputError(f"{text.partition('?')[0][:200]} is no URL: {error}.") from error
     path, mark, query = text.partition("?") if scheme[1].lower() in ("http", "https") else (text, "", "")
     before, slash, name = path.rpartition("/")
     if not name or (scheme[1].lower() in ("http", "https") and before.endswith(":/")):
