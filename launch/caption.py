@@ -40,8 +40,8 @@ def main() -> int:
         lines = (
             stack.enter_context(arguments.json.open("w", encoding="utf-8", errors=_ESCAPED)) if arguments.json else None
         )
-        found = predictor.each((source for _, source in images), arguments.batch, options)
-        for number, (image, said) in enumerate(zip(images, found, strict=True), start=1):
+        captions = predictor.each((source for _, source in images), arguments.batch, options)
+        for number, (image, said) in enumerate(zip(images, captions, strict=True), start=1):
             entry = outlet.tell(image, said)
             if lines:
                 lines.write(json.dumps(entry, ensure_ascii=False) + "\n")

@@ -38,11 +38,11 @@ def main() -> None:
         return  # the others need not wait while one scores
     with Console(stderr=True, quiet=is_quiet()).status("scoring"):
         if arguments.compare:
-            of_a, of_b, found = compare(*in_common(*(one.captions for one in of_each)), arguments.java_seconds)
+            of_a, of_b, differences = compare(*in_common(*(one.captions for one in of_each)), arguments.java_seconds)
             document: dict[str, Any] = {
                 "a": of_each[0].about, "b": of_each[1].about, "images": len(of_a.captioned),
                 "tokenizer": of_a.captioned.tokenizer,
-                "skipped": of_a.skipped | of_b.skipped, "differences": [asdict(difference) for difference in found],
+                "skipped": of_a.skipped | of_b.skipped, "differences": [asdict(one) for one in differences],
             }  # fmt: skip
         else:
             evaluation = evaluate(of_each[0].captions, arguments.java_seconds)
@@ -50,7 +50,7 @@ def main() -> None:
     if arguments.json:
         write_atomically(arguments.json, json.dumps(document, indent=1).encode())
     if arguments.compare:
-        show_differences((str(sources[0]), str(sources[1])), of_a.captioned, found)
+        show_differences((str(sources[0]), str(sources[1])), of_a.captioned, differences)
         show_left_out(of_a)
     else:
         show_scores(_title(document), evaluation)

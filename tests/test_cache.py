@@ -164,13 +164,13 @@ def test_nothing_of_others_is_touched(shards, tmp_path):
     for number in (0, 1, 0):  # each fetch removes the other one
         place, content, sha256 = shards[number]
         assert bounded.read(place, SIZE, sha256, 0, 50) == content[:50]
-    beside = {bounded.home / other: b"other" for other in ("notes.tar", "half.part", "0" * 63 + ".tar")}
-    for path, content in beside.items():
+    others = {bounded.home / other: b"other" for other in ("notes.tar", "half.part", "0" * 63 + ".tar")}
+    for path, content in others.items():
         path.write_bytes(content)
     (bounded.home / f"{'2' * 64}.tar").mkdir()
     (bounded.home / f"{'3' * 64}.tar").symlink_to(folder / "train-000000.tar")
     assert bounded.read(shards[2][0], SIZE, shards[2][2], 0, 50) == shards[2][1][:50]
-    assert {path: path.read_bytes() for path in [*theirs, *beside]} == theirs | beside
+    assert {path: path.read_bytes() for path in [*theirs, *others]} == theirs | others
     assert (bounded.home / "CACHEDIR.TAG").read_text().startswith("Signature: 8a477f597d28d172789f06886806bc55")
 
 

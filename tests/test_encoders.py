@@ -184,8 +184,8 @@ def test_a_vit_has_a_rate_for_each_block_and_its_positions_do_not_decay():
     with torch.device("meta"):
         model = Captioner(config, 9)
     optimizer = adamw(model, OptimConfig(encoder_lr=1e-4, layerwise_lr_decay=0.5, weight_decay=0.1))
-    rates = set_lrs(optimizer, 1.0)
-    assert [rates[f"encoder-block{n}"] for n in (12, 11, 1)] == pytest.approx([1e-4, 5e-5, 1e-4 * 0.5**11])
+    lrs = set_lrs(optimizer, 1.0)
+    assert [lrs[f"encoder-block{n}"] for n in (12, 11, 1)] == pytest.approx([1e-4, 5e-5, 1e-4 * 0.5**11])
     decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
     spared = {name for name, p in model.encoder.named_parameters() if p.dim() > 1 and id(p) not in decayed}
     assert spared == {"stages.block1.0.class_token", "stages.block1.0.pos_embedding"}

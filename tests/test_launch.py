@@ -65,7 +65,7 @@ def test_training_bad_input(scene_shards, tmp_path, empty_config):
         return train_command(1, [*settings(scene_shards, run, train__epochs=1, **changes), *overrides], empty_config)
 
     refused(train("encoder.nmae=x", "data.flip=5", "trian.epochs=2"), "3 mistake(s)", "did you mean encoder.name?")
-    refused(train(data__train=tmp_path / "no.json"), "There is no shard index", "launch.pack")
+    refused(train(data__train=tmp_path / "no.json"), "There is no shard index", "captioning pack")
     refused(train(data__val=scene_shards / "train.json"), "very samples of data.train")
     refused(train("encoder.weights=nowhere.pth"), "neither a file nor weights of resnet18", "IMAGENET1K_V1")
     refused(train(f"run={scene_shards / 'train.json'}"), "is a file")

@@ -49,11 +49,11 @@ def test_frozen_means_frozen(trainable, trained):
 @pytest.mark.parametrize("count", [4, 1])  # one image alone is normalised by the stored statistics
 def test_gradient_checkpointing_changes_neither_gradients_nor_statistics(count):
     words, lengths = torch.tensor([[4, 5, END]] * count), torch.tensor([3] * count)
-    x, owner = images(count, 32), torch.arange(count)
+    x, image_index = images(count, 32), torch.arange(count)
     results = []
     for checkpointing in (False, True):
         model = tiny(trainable="layer2", gradient_checkpointing=checkpointing).train()
-        model(x, PaddedCaptions.of(words, lengths, owner))[0].square().sum().backward()
+        model(x, PaddedCaptions.of(words, lengths, image_index))[0].square().sum().backward()
         gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
         results.append((gradients, dict(model.named_buffers())))
         assert all(m.training for m in model.encoder.stages["layer4"].modules())
@@ -61,7 +61,7 @@ def test_gradient_checkpointing_changes_neither_gradients_nor_statistics(count):
         assert plain.keys() == checkpointed.keys()
         for name, value in plain.items():
             torch.testing.assert_close(checkpointed[name], value, msg=name)
-    model.eval()(x, PaddedCaptions.of(words, lengths, owner))
+    model.eval()(x, PaddedCaptions.of(words, lengths, image_index))
 
 
 def test_a_backbone_is_thawed_and_frozen_again():
@@ -97,12 +97,12 @@ def test_teacher_forcing_and_search_are_one_model(kind):
     """forward's logits for a caption are those of start and step alone, word by word: no caption sees its neighbours,
     its padding or a later word."""
     model = tiny(kind).eval()
-    words, lengths, owner = random_captions(9, images=4)
+    words, lengths, image_index = random_captions(9, images=4)
     features = model.encode(images(4, 96))
-    logits, _ = model.decoder(features, PaddedCaptions.of(words, lengths, owner))
+    logits, _ = model.decoder(features, PaddedCaptions.of(words, lengths, image_index))
     assert logits.shape == (int(lengths.sum()), 9)
     stepped = []
-    for caption, length, image in zip(words, lengths, owner, strict=True):
+    for caption, length, image in zip(words, lengths, image_index, strict=True):
         state, previous = model.decoder.start(features[image : image + 1]), START
         for word in caption[:length].tolist():
             step, state = model.decoder.step(state, torch.tensor([previous]))
@@ -136,12 +136,12 @@ def test_a_state_can_be_copied_and_reordered_within_an_image(kind):
 def test_a_caption_does_not_depend_on_its_batch(kind):
     """Loss and penalty of a batch are the sums over its captions one by one, whatever their number and padding."""
     model = tiny(kind).eval()
-    words, lengths, owner = random_captions(6, images=3)
+    words, lengths, image_index = random_captions(6, images=3)
     features = model.encode(images(3, 96))
-    logits, penalty = model.decoder(features, PaddedCaptions.of(words, lengths, owner))
+    logits, penalty = model.decoder(features, PaddedCaptions.of(words, lengths, image_index))
     single = []
     for row in range(6):
-        image = features[owner[row] : owner[row] + 1]
+        image = features[image_index[row] : image_index[row] + 1]
         padded = torch.cat([words[row : row + 1], torch.full((1, 3), PAD)], dim=1)
         single.append(model.decoder(image, PaddedCaptions.of(padded, lengths[row : row + 1], torch.tensor([0]))))
     torch.testing.assert_close(logits, torch.cat([each for each, _ in single]), rtol=1e-4, atol=1e-5)

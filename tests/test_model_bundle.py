@@ -82,9 +82,9 @@ def our_logits(model, images, captions):
     return torch.stack(logits, dim=1)
 
 
-def model_of(exported: ModelBundle) -> Captioner:
-    model = Captioner(exported.config, len(exported.vocabulary))
-    model.load_state_dict(exported.weights)
+def model_of(bundle: ModelBundle) -> Captioner:
+    model = Captioner(bundle.config, len(bundle.vocabulary))
+    model.load_state_dict(bundle.weights)
     return model.eval()
 
 

@@ -29,7 +29,7 @@ from tests.conftest import CPU_PROCESSES, ROOT, free_ports, run_command, setting
 from tests.test_launch import refused
 
 SCALARS = {
-    "train/loss", "train/perplexity", "train/gradient_norm", "train/holes", "train/skipped_steps",
+    "train/loss", "train/perplexity", "train/gradient_norm", "train/unreadable", "train/skipped_steps",
     "train/top5_accuracy",
     "train/lr/encoder", "train/lr/decoder",
     "train/images_per_s", "train/captions_per_s", "train/data_wait_fraction", "train/step_ms", "train/peak_memory_gb",
@@ -86,7 +86,7 @@ def test_values_are_what_they_are_called(events):
     assert last["val/perplexity"] == pytest.approx(math.exp(last["val/loss"]), rel=1e-4)
     assert last["train/captions_per_s"] == pytest.approx(5 * last["train/images_per_s"], rel=1e-4)
     assert 0 <= last["train/data_wait_fraction"] <= 1 and 0.05 < last["train/peak_memory_gb"] < 20
-    assert last["train/holes"] == last["train/skipped_steps"] == 0
+    assert last["train/unreadable"] == last["train/skipped_steps"] == 0
 
 
 @pytest.fixture

@@ -39,8 +39,8 @@ def test_the_rate_is_a_function_of_the_step(schedule, after_warm_up):
 def test_each_stage_has_its_rate_and_what_is_frozen_has_none():
     model = captioner(trainable="layer3")
     optimizer = adamw(model, OptimConfig(encoder_lr=1e-4, layerwise_lr_decay=0.5, weight_decay=0.1))
-    rates = set_lrs(optimizer, 0.5)
-    assert rates == pytest.approx({"encoder-layer4": 5e-5, "encoder-layer3": 2.5e-5, "decoder": 5e-4})
+    lrs = set_lrs(optimizer, 0.5)
+    assert lrs == pytest.approx({"encoder-layer4": 5e-5, "encoder-layer3": 2.5e-5, "decoder": 5e-4})
     in_groups = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(in_groups) == sorted(id(p) for p in model.parameters() if p.requires_grad)
     for group in optimizer.param_groups:

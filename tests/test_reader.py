@@ -140,5 +140,5 @@ def test_a_shard_that_somebody_deleted_is_holes(copy):
     read_sample(index, 5)
     storage.close_files()
     index.shards[0].local.unlink()
-    hole = read_sample(index, 5)
-    assert isinstance(hole, UnreadableSample) and "No such file" in hole.reason
+    unreadable = read_sample(index, 5)
+    assert isinstance(unreadable, UnreadableSample) and "No such file" in unreadable.reason

@@ -1,4 +1,4 @@
-"""Shards on other machines: the same stream as from the disk, from whatever serves them; or holes, never silence."""
+"""Shards on other machines: from whatever serves them the stream is the disk's, or samples are reported unreadable."""
 
 import json
 import os
@@ -133,9 +133,10 @@ def test_bytes_that_are_wrong_once_are_asked_for_again(scene_shards):
 def test_bytes_that_are_wrong_twice_are_holes_with_shard_offset_and_key(scene_shards):
     extents = shard_index.read_extents(shard_index.load(scene_shards / "train.json").shards[0])
     with misbehaving(scene_shards, "flips", always=True) as url:
-        hole, read = read_samples(shard_index.load(f"{url}/train.json"), [3, 5])
-    assert isinstance(hole, UnreadableSample) and "not those that were packed" in hole.reason
-    assert (hole.shard, hole.offset, hole.key) == ("train-000000.tar", extents[3].offset, extents[3].key)
+        unreadable, read = read_samples(shard_index.load(f"{url}/train.json"), [3, 5])
+    assert isinstance(unreadable, UnreadableSample) and "not those that were packed" in unreadable.reason
+    where = (unreadable.shard, unreadable.offset, unreadable.key)
+    assert where == ("train-000000.tar", extents[3].offset, extents[3].key)
     assert not isinstance(read, UnreadableSample)  # both came in one request, of which the first byte is wrong
 
 
@@ -229,8 +230,8 @@ def test_a_shard_cut_or_replaced_under_the_run_is_holes_where_it_differs(scene_s
         remote = shard_index.load(f"{other.url}/split/train.json")
         whole = list(read_samples(remote, range(44)))
         tar.write_bytes(tar.read_bytes() + bytes(512))
-        assert all("was replaced" in hole.reason for hole in read_samples(remote, range(44)))
-        assert [hole.key for hole in read_samples(remote, range(44))] == [sample.key for sample in whole]
+        assert all("was replaced" in sample.reason for sample in read_samples(remote, range(44)))
+        assert [sample.key for sample in read_samples(remote, range(44))] == [sample.key for sample in whole]
 
 
 @pytest.mark.parametrize("source", ["pipe", "memory"])

@@ -46,7 +46,7 @@ def train_batches(config: Config, shards: Path, folder: Path) -> tuple[ShardData
     return train_dataset(index, captions, preprocessing_of(config), each, **sizes, rank=0, world_size=1), vocabulary
 
 
-def stepper_of(config: Config, vocabulary: Vocabulary) -> TrainStep:
+def train_step_of(config: Config, vocabulary: Vocabulary) -> TrainStep:
     torch.manual_seed(0)
     accelerator, ranks = init_distributed(config.precision)
     return TrainStep(Captioner(config, len(vocabulary)), config, accelerator, ranks, total_steps=100)
@@ -70,7 +70,7 @@ def test_a_system_learns_and_captions(name, scene_shards, tmp_path):
         "evaluate.min_words=1",
     )
     batches, vocabulary = train_batches(config, scene_shards, tmp_path)
-    batch, train_step = batches.read(0), stepper_of(config, vocabulary)
+    batch, train_step = batches.read(0), train_step_of(config, vocabulary)
     losses = [float(train_step.step(step, [batch], float(batch.targets)).loss) for step in range(3)]
     assert losses[-1] < losses[0]
     model = train_step.captioner.eval()
@@ -89,7 +89,7 @@ def test_any_cut_of_the_batch_updates_alike(kind, scene_shards, tmp_path, empty_
         config = configuration.load_config(empty_config, settings(scene_shards, tmp_path, **changes))
         batches, vocabulary = train_batches(config, scene_shards, tmp_path / "encoded")
         parts = [batches.read(0, number) for number in range(batches.micro_batches(0))]
-        train_step = stepper_of(config, vocabulary)
+        train_step = train_step_of(config, vocabulary)
         train_step.optimizer.step = lambda: (
             None
         )  # the gradient is compared: Adam's first step shows little but its signs
@@ -115,7 +115,7 @@ def test_a_continued_run_is_the_uninterrupted_one(kind, scene_shards, tmp_path, 
             parts = [batches.read(step, number) for number in range(batches.micro_batches(step))]
             train_step.step(step, parts, float(sum(part.targets for part in parts)))
 
-    whole, first, second = (stepper_of(config, vocabulary) for _ in range(3))
+    whole, first, second = (train_step_of(config, vocabulary) for _ in range(3))
     train(whole, 0, 4)
     train(first, 0, 2)
     model, optimizer, _ = first.saved_state()

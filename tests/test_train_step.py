@@ -181,14 +181,14 @@ def fp16_scaler(folder: Path) -> None:
     for step in range(3):
         norm = train_step.step(step, [batch], 6.0).gradient_norm
     accelerator = train_step.accelerator
-    steppers = []
+    train_steps = []
     for _ in range(2):
         accelerator.native_amp = False
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=2)
         accelerator.state._shared_state["_mixed_precision"] = "fp16"
-        steppers.append(TrainStep(tiny()[1], config, accelerator, Ranks(0, 1), 9))
+        train_steps.append(TrainStep(tiny()[1], config, accelerator, Ranks(0, 1), 9))
         accelerator.native_amp = True  # gradients are unscaled; the forward pass was wrapped before
-    scaled, other = steppers
+    scaled, other = train_steps
     accelerator.scaler = scaled.optimizer.scaler
     before, skipped = everything_of(scaled), 1
     assert scaled.step(0, [batch], 6.0).skipped

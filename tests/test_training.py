@@ -307,6 +307,6 @@ def test_holes_are_counted_and_above_the_budget_stop_the_run(scene_shards, tmp_p
     trained(2, [*overrides, "data.max_unreadable_fraction=0.1"], empty_config)
     assert [entry for entry in ledger(run) if entry[3] == 0] == [
         entry for entry in ledger(run) if entry[2] == extent.key
-    ], "the hole is in its place with weight 0"
+    ], "the unreadable sample is in its place with weight 0"
     assert len([entry for entry in ledger(run) if entry[3] == 0]) == 1
     assert_each_image_of_each_epoch_once(run, tmp_path / "shards", epochs=1)

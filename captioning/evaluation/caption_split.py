@@ -103,8 +103,8 @@ class CaptionSplit:
             return None
         batch = replace(batch, images=batch.images.to(self.device))
         options = options_of(self.config.evaluate)
-        found = search([self.model], batch.images, options, self.config.data.max_words, batch.samples)
-        for sample, best in zip(batch.samples, found, strict=True):
+        hypotheses = search([self.model], batch.images, options, self.config.data.max_words, batch.samples)
+        for sample, best in zip(batch.samples, hypotheses, strict=True):
             self._captions[sample] = self.vocabulary.decode(best[0].ids if best else ())  # none: output not finite
         return batch
 

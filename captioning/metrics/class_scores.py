@@ -85,18 +85,18 @@ def score_classes(
     named = np.zeros((len(labels), len(names) + 1))
     for i, label in enumerate(labels):
         if label is not None:
-            found = class_named(captions[i], classes)
-            images[i, classes[name_words(label, words)]] = named[i, len(names) if found is None else found] = 1
+            column = class_named(captions[i], classes)
+            images[i, classes[name_words(label, words)]] = named[i, len(names) if column is None else column] = 1
     confusion = (images.T @ named).astype(np.int64)
     return ClassScores(names, confusion, bleu4.total(images.T @ bleu4.sums), tuple(_metrics(images, named[:, :-1])))
 
 
-def _metrics(images: Floats, named: Floats) -> list[Metric]:
+def _metrics(images: Floats, column: Floats) -> list[Metric]:
     """From one-hot rows [N, K], empty for images without a label: these get no score of their own, and sum to none."""
-    right = images * named
+    right = images * column
     labelled = images.sum(axis=1)
     each = np.where(labelled > 0, right.sum(axis=1), np.nan)
-    sums = np.concatenate([right, named, images], axis=1)
+    sums = np.concatenate([right, column, images], axis=1)
     accuracy = Metric("class_accuracy", each, np.stack([right.sum(axis=1), labelled], axis=1), _share)
     macro = [
         Metric(f"class {what} (macro)", each, sums, partial(_macro, which))

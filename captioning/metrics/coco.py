@@ -66,13 +66,13 @@ def bleu(counted: Corpus) -> list[Metric]:
     matched, guessed = [], []
     for n, order in enumerate(counted.orders[:BLEU_ORDERS], start=1):
         ours, theirs = order.candidates, order.references
-        keys, most = most_of_each(counted.owner[theirs.caption] * order.grams + theirs.gram, theirs.count)
+        keys, most = most_of_each(counted.image_index[theirs.caption] * order.grams + theirs.gram, theirs.count)
         clipped = np.minimum(ours.count, looked_up(keys, most, ours.caption * order.grams + ours.gram))
         matched.append(np.bincount(ours.caption, clipped, minlength=images))
         guessed.append(np.maximum(0, counted.candidate_lengths - n + 1))
     # The closest length, the shorter of two equally close: the least of (distance, length), as one number.
     length, longest = counted.reference_lengths, int(counted.reference_lengths.max()) + 1
-    distance = np.abs(length - counted.candidate_lengths[counted.owner])
+    distance = np.abs(length - counted.candidate_lengths[counted.image_index])
     closest = counted.per_image(np.minimum, distance * longest + length) % longest
     sums = np.stack([*matched, *guessed, counted.candidate_lengths, closest], axis=1).astype(np.float64)
     totals = [partial(bleu_of_sums, n) for n in range(1, BLEU_ORDERS + 1)]
@@ -125,25 +125,25 @@ def cider(counted: Corpus, penalised: bool, sigma: float = 6.0) -> Floats:
     ``penalised`` gives CIDEr, which clips repeated n-grams and penalises another length; it is what the COCO
     evaluation prints as CIDEr.
     """
-    images, references = len(counted.candidate_lengths), len(counted.owner)
+    images, references = len(counted.candidate_lengths), len(counted.image_index)
     total = np.zeros(references)
     for order in counted.orders[:CIDER_ORDERS]:
         ours, theirs = order.candidates, order.references
-        image = counted.owner[theirs.caption]
+        image = counted.image_index[theirs.caption]
         documents = np.unique(image * order.grams + theirs.gram) % order.grams
         frequency = np.bincount(documents, minlength=order.grams)
         rarity = np.log(images) - np.log(np.maximum(1, frequency))
         weights, their_weights = ours.count * rarity[ours.gram], theirs.count * rarity[theirs.gram]
         norms = np.sqrt(np.bincount(ours.caption, weights**2, minlength=images))
         their_norms = np.sqrt(np.bincount(theirs.caption, their_weights**2, minlength=references))
-        found = looked_up(ours.caption * order.grams + ours.gram, weights, image * order.grams + theirs.gram)
-        products = (np.minimum(found, their_weights) if penalised else found) * their_weights
-        scale = norms[counted.owner] * their_norms
+        matched = looked_up(ours.caption * order.grams + ours.gram, weights, image * order.grams + theirs.gram)
+        products = (np.minimum(matched, their_weights) if penalised else matched) * their_weights
+        scale = norms[counted.image_index] * their_norms
         total += np.bincount(theirs.caption, products, minlength=references) / np.where(scale > 0, scale, 1.0)
     if penalised:
         ours_long, theirs_long = (np.maximum(0, n - 1) for n in (counted.candidate_lengths, counted.reference_lengths))
-        total *= np.exp(-((ours_long[counted.owner] - theirs_long) ** 2) / (2 * sigma**2))
-    return 10.0 * counted.per_image(np.add, total) / CIDER_ORDERS / np.bincount(counted.owner)
+        total *= np.exp(-((ours_long[counted.image_index] - theirs_long) ** 2) / (2 * sigma**2))
+    return 10.0 * counted.per_image(np.add, total) / CIDER_ORDERS / np.bincount(counted.image_index)
 
 
 def nist(counted: Corpus) -> list[Metric]:
@@ -151,7 +151,7 @@ def nist(counted: Corpus) -> list[Metric]:
 
     The information an n-gram carries is taken from all references, also where an image is scored alone.
     """
-    references = len(counted.owner)
+    references = len(counted.image_index)
     information, guessed, chosen_lengths = [], [], []
     before = np.array([counted.reference_lengths.sum()])
     for n, order in enumerate(counted.orders[:NIST_ORDERS], start=1):
@@ -162,7 +162,7 @@ def nist(counted: Corpus) -> list[Metric]:
         seen = np.flatnonzero(occurrences)
         weight[seen] = np.log2(before[prefix[seen]] / occurrences[seen])
         keys = ours.caption * order.grams + ours.gram
-        wanted = counted.owner[theirs.caption] * order.grams + theirs.gram
+        wanted = counted.image_index[theirs.caption] * order.grams + theirs.gram
         both = np.minimum(theirs.count, looked_up(keys, ours.count, wanted))
         overlap = np.bincount(theirs.caption, both * weight[theirs.gram], minlength=references)
         best = _best_reference(counted, overlap)
@@ -177,8 +177,8 @@ def nist(counted: Corpus) -> list[Metric]:
 
 def _best_reference(counted: Corpus, overlap: np.ndarray) -> Integers:
     """Each image's reference with the most information in common, the longest of those."""
-    order = np.lexsort((counted.reference_lengths, overlap, counted.owner))
-    return order[np.cumsum(np.bincount(counted.owner)) - 1]
+    order = np.lexsort((counted.reference_lengths, overlap, counted.image_index))
+    return order[np.cumsum(np.bincount(counted.image_index)) - 1]
 
 
 def _nist(n: int, sums: Floats) -> Floats:

@@ -90,19 +90,19 @@ def curves_of(run: Path) -> dict[str, list[tuple[int, float]]]:
         return {}
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={SCALARS: 0})
     events.Reload()
-    found = {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()[SCALARS]}
-    return {tag: sorted(points.items()) for tag, points in found.items()}
+    points_of = {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()[SCALARS]}
+    return {tag: sorted(points.items()) for tag, points in points_of.items()}
 
 
 def validations_of(run: Path) -> list[dict[str, Any]]:
     """The lines of RUN/scores.jsonl; one that is half written is left out."""
-    path, found = run / "scores.jsonl", []
+    path, validations = run / "scores.jsonl", []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
-            found.append(json.loads(line))
+            validations.append(json.loads(line))
         except ValueError:
             continue
-    return found
+    return validations
 
 
 def _index(path: str | None, notes: list[str]) -> Index | None:
@@ -118,7 +118,7 @@ def _evaluation(run: Path, step: int, val: Index | None, notes: list[str]) -> tu
     captioned = {int(found[1]): path for path in run.iterdir() if (found := _CAPTIONS.fullmatch(path.name))}
     if val is None or not captioned:
         if not captioned:
-            notes.append(f"No captions of the validation split: `python -m launch.evaluate {run}` writes them.")
+            notes.append(f"No captions of the validation split: `captioning evaluate {run}` writes them.")
         return None, None
     chosen = step if step in captioned else max(captioned)
     try:
@@ -153,15 +153,15 @@ def _examples(
         else:
             images.append((row, sample.image_bytes))
     said = predictor.each(data for _, data in images)
-    found = []
+    examples = []
     for (row, data), caption in zip(images, said, strict=True):
         if isinstance(caption, InputError):
             notes.append(f"An image is not shown: {caption}")
             continue
         known = captioned.references[row]
         image_id, scored, score = captioned.image_ids[row], captioned.captions[row], float(each[row])
-        found.append(Example(image_id, opened(data), caption, known.captions, scored, score, known.label))
-    return found
+        examples.append(Example(image_id, opened(data), caption, known.captions, scored, score, known.label))
+    return examples
 
 
 def _sample(index: Index, number: int) -> Sample | UnreadableSample | InputError:

@@ -16,7 +16,7 @@ class Ledger:
 
     def write(self, batches: list[CaptionBatch]) -> None:
         for batch in batches:
-            for key, weight in [*((key, 1) for key in batch.keys), *((hole.key, 0) for hole in batch.unreadable)]:
+            for key, weight in [*((key, 1) for key in batch.keys), *((sample.key, 0) for sample in batch.unreadable)]:
                 self._file.write(f"{batch.step + 1}\t{batch.epoch}\t{key}\t{weight}\n")
 
     def sync(self) -> None:

@@ -14,7 +14,7 @@ _CONFIGURED = ("name", "max_lr", "weight_decay", "fused")  # of a parameter grou
 
 
 def adamw(model: Captioner, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW (https://arxiv.org/abs/1711.05101) with a rate for each encoder stage and one for all the rest.
+    """AdamW (https://arxiv.org/abs/1711.05101) with a learning rate for each encoder stage and one for all the rest.
 
     Weight decay spares biases and normalisation, the vectors among the parameters, and what the encoder names besides
     (positions, class token). Groups carry their ``name`` and ``max_lr``; frozen parameters are in none. The
@@ -31,7 +31,7 @@ def adamw(model: Captioner, config: OptimConfig) -> torch.optim.AdamW:
 
 
 def _parts(model: Captioner, config: OptimConfig) -> Iterator[tuple[str, float, list[nn.Parameter]]]:
-    """Name, peak rate and parameters of each part. The top encoder stage has the encoder's lr, each one below it
+    """Name, maximum lr and parameters of each part. The top encoder stage has the encoder's lr, each one below it
     ``layerwise_lr_decay`` of the one above: the lower, the more general, the less to change (discriminative
     fine-tuning, https://arxiv.org/abs/1801.06146)."""
     for above, (stage, module) in enumerate(list(model.encoder.stages.items())[::-1]):
@@ -43,7 +43,7 @@ def _parts(model: Captioner, config: OptimConfig) -> Iterator[tuple[str, float, 
 
 
 def lr_multiplier(step: int, total_steps: int, config: OptimConfig) -> float:
-    """What the peak rates are multiplied by for optimizer step ``step`` (0 is the first)."""
+    """What the maximum learning rates are multiplied by for optimizer step ``step`` (0 is the first)."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     done = min(1.0, (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps))
@@ -57,14 +57,14 @@ def lr_multiplier(step: int, total_steps: int, config: OptimConfig) -> float:
 
 
 def set_lrs(optimizer: torch.optim.Optimizer, multiplier: float) -> dict[str, float]:
-    """Set every group's rate for the coming step; returns those of the groups that are trained in it, by name."""
+    """Set every group's learning rate for the coming step; returns those of the groups trained in it, by name."""
     for group in optimizer.param_groups:
         group["lr"] = group["max_lr"] * multiplier
     return {group["name"]: group["lr"] for group in optimizer.param_groups if group["params"][0].requires_grad}
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Take over the moments of a checkpoint; rates and weight decay stay the config's.
+    """Take over the moments of a checkpoint; learning rates and weight decay stay the config's.
 
     Raises:
         LookupError, TypeError, ValueError: when it is the state of other parameters.

@@ -53,7 +53,7 @@ class StepResult:
             "train/objective": objective / ranks.world_size,
             "train/top5_accuracy": in_top5 / max(1.0, targets),
             "train/gradient_norm": self.gradient_norm,
-            **{f"train/lr/{name}": rate for name, rate in self.lrs.items()},
+            **{f"train/lr/{name}": lr for name, lr in self.lrs.items()},
         }
 
 

@@ -182,22 +182,22 @@ class Trainer:
                 self.why = f", {why}"
                 return
             self._at("reading its samples")
-            micro_batches, targets, holes = self._read(steps)
+            micro_batches, targets, unreadable = self._read(steps)
             first = self.experiment.step_range(self.state.step, self.config)[1] == 0
-            so_far = int(holes) + (0 if first else self.state.epoch_unreadable)
+            so_far = int(unreadable) + (0 if first else self.state.epoch_unreadable)
             self.state = replace(self.state, epoch_unreadable=so_far)
-            if holes:
+            if unreadable:
                 report_unreadable(
                     micro_batches, so_far, len(self.experiment.train), self.config, self.ranks, self.monitor
                 )
             self._at("computing the update")
             logging = self._is_time(self.config.monitor.log_every_steps, self.state.step + 1)
-            update = self.train_step.step(self.state.step, micro_batches, targets, with_top5=logging)
-            self._advance(micro_batches, update)
-            self.monitor.step(self.state.step, self._scalars(update, targets) if logging else None)
+            result = self.train_step.step(self.state.step, micro_batches, targets, with_top5=logging)
+            self._advance(micro_batches, result)
+            self.monitor.step(self.state.step, self._scalars(result, targets) if logging else None)
 
     def _read(self, steps: Iterator[list[CaptionBatch]]) -> tuple[list[CaptionBatch], float, float]:
-        """The rank's micro-batches of the next step; target tokens and holes of it on all ranks.
+        """The rank's micro-batches of the next step; its target tokens and unreadable samples on all ranks.
 
         Raises:
             StoppedError: on every rank, when one was told to stop.
@@ -213,12 +213,12 @@ class Trainer:
         self._at("waiting for the other ranks to have read theirs")
         mine = [sum(b.targets for b in micro_batches), sum(len(b.unreadable) for b in micro_batches)]
         flags = [objection is not None, self.stop.received is not None]
-        targets, holes, failed, stopping = self.ranks.all_reduce_sum([*mine, *flags])
+        targets, unreadable, failed, stopping = self.ranks.all_reduce_sum([*mine, *flags])
         if failed:
             raise InputError(next(filter(None, self.ranks.all_gather(objection))))
         if stopping:
             raise stopped_by(self.ranks.all_gather(self.stop.received))
-        return micro_batches, targets, holes
+        return micro_batches, targets, unreadable
 
     def _at(self, what: str) -> None:
         self.watchdog.at(self.state.step + 1, what)
@@ -227,28 +227,28 @@ class Trainer:
         step = self.state.step if step is None else step
         return step > 0 and (step % every_steps == 0 or step == self.total_steps)
 
-    def _advance(self, micro_batches: list[CaptionBatch], update: StepResult) -> None:
+    def _advance(self, micro_batches: list[CaptionBatch], result: StepResult) -> None:
         """The step is done: count its samples, enter them in the ledger, show it."""
         _, start, stop = self.experiment.step_range(self.state.step, self.config)
         self.state = replace(
             self.state,
             step=self.state.step + 1,
             samples_seen=self.state.samples_seen + stop - start,
-            skipped_steps=self.state.skipped_steps + update.skipped,
+            skipped_steps=self.state.skipped_steps + result.skipped,
         )
         if self.ledger:
             self.ledger.write(micro_batches)
         self.clock.count(micro_batches)
-        if update.skipped:
+        if result.skipped:
             self.monitor.say(f"step {self.state.step}: the gradient is not finite; the update is skipped")
-            if update.culprits:
-                self.monitor.say(f"no finite loss:\n{listed(update.culprits)}")
+            if result.culprits:
+                self.monitor.say(f"no finite loss:\n{listed(result.culprits)}")
 
-    def _scalars(self, update: StepResult, targets: float) -> dict[str, float]:
+    def _scalars(self, result: StepResult, targets: float) -> dict[str, float]:
         scalars = {
-            **update.scalars(self.ranks, targets),
+            **result.scalars(self.ranks, targets),
             "train/skipped_steps": float(self.state.skipped_steps),
-            "train/holes": float(self.state.epoch_unreadable),
+            "train/unreadable": float(self.state.epoch_unreadable),
             **self.clock.reading(self.ranks.world_size),
         }
         self.clock.reset()

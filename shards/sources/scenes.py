@@ -92,7 +92,7 @@ def _moon() -> list[Point]:
     ]
 
 
-# Outline, and for the ring the hole in it, on a unit circle around the origin; y points down, as in the image.
+# Outline, and for the ring the gap in it, on a unit circle around the origin; y points down, as in the image.
 SHAPES: dict[str, tuple[Callable[[], list[Point]], float]] = {
     "circle": (_circle, 0.0),
     "square": (lambda: [(1.1 * x, 1.1 * y) for x, y in _regular(4, start=-math.pi / 4)], 0.0),
@@ -174,10 +174,10 @@ def draw(drawn: Scene) -> Image.Image:
     image = Image.composite(Image.new("RGB", (side, side), bottom), Image.new("RGB", (side, side), top), gradient)
     background, pencil = image.copy(), ImageDraw.Draw(image)
     for thing in drawn.things:
-        outline, hole = SHAPES[thing.shape]
+        outline, gap = SHAPES[thing.shape]
         pencil.polygon(_placed(outline(), thing, side), fill=COLOURS[thing.colour])
-        if hole:
-            inside = _placed([(hole * x, hole * y) for x, y in outline()], thing, side)
+        if gap:
+            inside = _placed([(gap * x, gap * y) for x, y in outline()], thing, side)
             pencil.polygon(inside, fill=background.getpixel((0, int(thing.y * side))))
     return image.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
 
