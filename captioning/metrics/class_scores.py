@@ -99,7 +99,7 @@ def _metrics(images: Floats, column: Floats) -> list[Metric]:
     sums = np.concatenate([right, column, images], axis=1)
     accuracy = Metric("class_accuracy", each, np.stack([right.sum(axis=1), labelled], axis=1), _share)
     macro = [
-        Metric(f"class {what} (macro)", each, sums, partial(_macro, which))
+        Metric(f"class_{what}_macro", each, sums, partial(_macro, which))
         for which, what in enumerate(("precision", "recall", "F1"))
     ]
     return [accuracy, *macro]
