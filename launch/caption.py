@@ -33,8 +33,8 @@ def main() -> int:
 
     predictor = Predictor.from_checkpoint([arguments.run, *arguments.ensemble], arguments.checkpoint, arguments.device)
     options = options_of(predictor.config.evaluate)
-    if arguments.beam:
-        options = replace(options, beam_size=arguments.beam)
+    if arguments.beam_size:
+        options = replace(options, beam_size=arguments.beam_size)
     outlet = Outlet(arguments, predictor, MOST_IN_PICTURE)
     with ExitStack() as stack, bar("captioning") as on_progress:
         lines = (
@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     add("images", nargs="+", metavar="IMAGE|DIR|GLOB|-", help="files, folders, patterns; - reads names from stdin")
     add("--checkpoint", default="best", metavar="best|latest|step-N", help="which checkpoint (best)")
     add("--ensemble", type=Path, nargs="+", default=[], metavar="RUN", help="further runs that vote on each word")
-    add("--beam", type=at_least_one, metavar="N", help="beam size; 1 is greedy (as in validation)")
+    add("--beam-size", type=at_least_one, metavar="N", help="beam size; 1 is greedy (as in validation)")
     add("--batch", type=at_least_one, default=32, metavar="N", help="images captioned at once (32)")
     add("--device", metavar="cpu|cuda", help="where (on a GPU if there is one)")
     add("--random", type=at_least_one, metavar="N", help="IMAGE is a split's NAME.json: caption one image of each of N")

@@ -67,7 +67,7 @@ def _captions(source: Path, arguments: argparse.Namespace, device: "torch.device
     if source == arguments.run or (arguments.compare and source.is_dir()):
         predictor = Predictor.from_checkpoint(source, arguments.checkpoint, device=str(device))
         with bar("captioning", shown=ranks.is_main) as on_progress:
-            return caption_run(predictor, source, arguments.split, ranks, arguments.beam, on_progress)
+            return caption_run(predictor, source, arguments.split, ranks, arguments.beam_size, on_progress)
     if not arguments.captions:
         raise InputError(f"{source} needs --captions REFERENCES.json: COCO captions, or a split's NAME.json.")
     captions = match_references(read_results(source), read_references(arguments.captions), source)
@@ -91,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--captions", type=Path, metavar="FILE", help="references of results: COCO captions, NAME.json")
     parser.add_argument("--split", default="val", help="val, train, or the path of any split's NAME.json (val)")
-    parser.add_argument("--beam", type=at_least_one, metavar="N", help="beam size (the run's evaluate.beam_size)")
+    parser.add_argument("--beam-size", type=at_least_one, metavar="N", help="beam size (the run's evaluate.beam_size)")
     parser.add_argument("--checkpoint", default="best", metavar="best|latest|step-N", help="which checkpoint (best)")
     parser.add_argument(
         "--java-seconds",

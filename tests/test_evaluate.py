@@ -127,7 +127,7 @@ def test_one_to_four_processes_score_alike(shards_and_runs, tmp_path):
 def test_runs_and_result_files_are_compared(shards_and_runs, tmp_path, monkeypatch, capsys, caplog, one_thread):
     shards, runs = shards_and_runs
     (runs[1] / "captions-val-beam3-step-6.json").mkdir()  # as where a run's folder is not ours to write to
-    command(monkeypatch, "--compare", *runs, "--beam", 3, "--json", tmp_path / "runs.json")
+    command(monkeypatch, "--compare", *runs, "--beam-size", 3, "--json", tmp_path / "runs.json")
     printed = capsys.readouterr().out
     assert "step-6.json cannot be written: Is a directory" in caplog.text
     assert "9 images" in printed and "CIDEr" in printed and "B - A" in printed
@@ -137,7 +137,7 @@ def test_runs_and_result_files_are_compared(shards_and_runs, tmp_path, monkeypat
     assert not (runs[0] / "captions-val-step-5.json").exists(), "searched for otherwise than the run says"
     written = runs[0] / "captions-val-beam3-step-5.json"
     assert len(json.loads(written.read_text())) == 9
-    arguments = ["--captions", shards / "val.json", "--beam", 3, "--json", tmp_path / "same.json"]
+    arguments = ["--captions", shards / "val.json", "--beam-size", 3, "--json", tmp_path / "same.json"]
     command(monkeypatch, "--compare", runs[0], written, *arguments)
     same = json.loads((tmp_path / "same.json").read_text())
     assert same["images"] == 9 and all(entry["p_value"] == 1 for entry in same["differences"])
@@ -226,7 +226,7 @@ def test_other_bad_input(files, tmp_path, monkeypatch):
             command(monkeypatch, *arguments)
     for arguments in (
         [],
-        [tmp_path, "--beam", "0"],
+        [tmp_path, "--beam-size", "0"],
         [tmp_path, "--results", files["good"]],
         ["--compare", files["good"]],
     ):

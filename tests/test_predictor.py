@@ -273,7 +273,7 @@ def test_the_command(run, pictures, tmp_path):
         picture.save(folder / name)
     (folder / "broken.jpg").write_bytes(b"no picture")
     lines, page, notes = tmp_path / "c.jsonl", tmp_path / "page", tmp_path / "notes"
-    extra = ["--json", lines, "--html", page, "--annotate", notes, "--beam", 2, "--all-beams", "--batch", 2]
+    extra = ["--json", lines, "--html", page, "--annotate", notes, "--beam-size", 2, "--all-beams", "--batch", 2]
     done = run_command(module("launch.caption", run, f"{folder}/*.png", folder / "broken.jpg", *extra))
     assert done.returncode == 0 and "1 of 4 could not be captioned" in done.stderr, done.stderr
     entries = [json.loads(line) for line in lines.read_text().splitlines()]

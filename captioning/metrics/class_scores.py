@@ -91,12 +91,12 @@ def score_classes(
     return ClassScores(names, confusion, bleu4.total(images.T @ bleu4.sums), tuple(_metrics(images, named[:, :-1])))
 
 
-def _metrics(images: Floats, column: Floats) -> list[Metric]:
+def _metrics(images: Floats, named: Floats) -> list[Metric]:
     """From one-hot rows [N, K], empty for images without a label: these get no score of their own, and sum to none."""
-    right = images * column
+    right = images * named
     labelled = images.sum(axis=1)
     each = np.where(labelled > 0, right.sum(axis=1), np.nan)
-    sums = np.concatenate([right, column, images], axis=1)
+    sums = np.concatenate([right, named, images], axis=1)
     accuracy = Metric("class_accuracy", each, np.stack([right.sum(axis=1), labelled], axis=1), _share)
     macro = [
         Metric(f"class_{what}_macro", each, sums, partial(_macro, which))
