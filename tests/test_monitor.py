@@ -1,5 +1,6 @@
 """What a run shows of itself, read back from its event files and its output."""
 
+import io
 import json
 import math
 import os
@@ -14,6 +15,8 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from rich.console import Console
+from rich.text import Text
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from captioning import config as configuration
@@ -23,6 +26,7 @@ from captioning.data.transforms import preprocessing_of
 from captioning.data.vocabulary import END, START, from_json
 from captioning.model.captioner import Captioner
 from captioning.runs import checkpoint
+from captioning.runs.progress import progress
 from captioning.runs.run_folder import RunFolder
 from shards import index as shard_index
 from tests.conftest import CPU_PROCESSES, ROOT, free_ports, run_command, settings, train_command
@@ -133,18 +137,40 @@ def test_output_is_plain_lines_where_nobody_watches(watched):
     assert "\x1b" not in said and "\r" not in said
     assert re.search(r"global batch +8 images = 1 process\(es\) x 2 micro-batch\(es\) of at most 4", said)
     assert re.search(r"data +44 training images in 1 shard\(s\), 10 to validate on, \d+ words", said)
-    assert re.search(r"of which \d+ are done", said)
-    lines = re.findall(r"step 18/18  loss .*", said)
+    assert re.search(r"\d+ an epoch, \d+ done", said)
+    lines = re.findall(r"step 18/18  eta 0:00:00  loss .*", said)
     assert len(lines) == 1
     for part in (
         "perplexity",
-        "rate encoder 0.0001 decoder 0.001",
+        "lr encoder 0.0001 decoder 0.001",
         "images/s",
         "captions/s",
         "data wait",
-        "eta 0:00:00",
     ):
         assert part in lines[0]
+
+
+def test_headline_scores_are_shown_and_the_best_is_marked(watched):
+    run, said = watched
+    lines = re.findall(r"validation at step (\d+):  CIDEr [\d.]+  BLEU-4 [\d.]+  ROUGE-L [\d.]+( +\* best)?", said)
+    assert [int(step) for step, _ in lines][-1] == 18
+    best = checkpoint.find(run, "best", pytest.fail).state.best_step
+    assert all(not mark for step, mark in lines if int(step) > best)
+    assert all(mark for step, mark in lines if int(step) == best)
+
+
+def test_numbers_drop_out_as_the_terminal_narrows():
+    """At 80 columns bar, step, time to go, loss and speed are there; at 60 no number is cut in half."""
+    numbers = ("loss 2.345", "123 images/s", "data wait 3%", "perplexity 10.43")
+    for width, shown in ((60, ()), (80, numbers[:2]), (100, numbers[:3]), (200, numbers)):
+        console = Console(width=width, force_terminal=True, color_system=None, file=io.StringIO())
+        with progress(console) as drawn:
+            drawn.add_task("training", total=19950, completed=123, numbers=numbers)
+            drawn.refresh()
+            line = Text.from_ansi(console.file.getvalue()).plain.splitlines()[-1]
+        assert "123/19950" in line and "eta" in line
+        assert [number for number in numbers if number in line] == list(shown), (width, line)
+        assert len(line.rstrip()) <= width
 
 
 @pytest.mark.skipif(find_spec("wandb") is not None, reason="wandb is installed here")
