@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from captioning.config import Config, save_text
 from captioning.data.collate import CaptionBatch
 from captioning.distributed.ranks import Ranks, init_distributed, is_peer_failure
-from captioning.distributed.stop_signals import StoppedError, StopSignals, stopped_by
+from captioning.distributed.stop_signals import StoppedError, StopSignals, stop_signals, stopped_by
 from captioning.distributed.watchdog import Watchdog
 from captioning.runs.run_folder import RunFolder
 from captioning.runs.saver import Saver
@@ -32,7 +32,7 @@ from shards.errors import InputError, listed
 logger = logging.getLogger(__name__)
 
 
-def train(config: Config, stop: StopSignals) -> str:
+def train(config: Config, stop: StopSignals | None = None) -> str:
     """Run a config to its end, or to a stop signal; the same call again continues it.
 
     Returns:
@@ -41,6 +41,9 @@ def train(config: Config, stop: StopSignals) -> str:
     Raises:
         InputError: for anything the user can mend: data, settings, a run folder of another experiment, a full disk.
     """
+    if stop is None:
+        with stop_signals() as stop:
+            return train(config, stop)
     if config.train.deterministic:
         enable_determinism()
     accelerator, ranks = init_distributed(config.precision, config.train.world_size, config.train.hang_seconds)
