@@ -215,7 +215,7 @@ def test_export_and_convert_commands(tmp_path):
     with pytest.raises(InputError, match="not what was exported"):
         Predictor.from_checkpoint(again)
     (again / "config.json").write_text('{"kind": "something else"}')
-    with pytest.raises(InputError, match="not written by .captioning export"):
+    with pytest.raises(InputError, match=r"not written by .captioning export"):
         Predictor.from_checkpoint(again)
 
 
