@@ -1,5 +1,6 @@
 # make demo      everything from nothing: set up, pack, train on two processes, interrupt, resume, evaluate, caption
-# make test      set up and run all tests
+# make quick     ruff, mypy and the unit tests, under a minute
+# make test      set up and run all tests but the sweeps
 # make sweep     the long sweeps through faults, apart from make test
 # make install   only the set-up: a virtual environment in .venv with pinned versions
 # make check     ruff and mypy
@@ -8,10 +9,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test sweep install check clean
+.PHONY: demo quick test sweep install check clean
 
 demo: install
-	$(BIN)/python -m launch.demo
+	$(BIN)/captioning demo
+
+quick: check
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=5 tests/unit
 
 # Two at a time: most tests wait for a process to import torch, on one core. A file's tests stay together.
 test: install check
