@@ -7,7 +7,7 @@ import pytest
 
 from captioning.metrics.coco import Metric, mean_of, measure
 from captioning.metrics.intervals import differences, intervals
-from tests.test_metrics import corpus
+from tests.unit.test_metrics import corpus
 
 
 def test_the_interval_of_a_mean_is_the_normal_one():

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from captioning.metrics import java
-from tests.test_metrics import WORDS, as_theirs
+from tests.unit.test_metrics import WORDS, as_theirs
 
 CANDIDATES = [c.split() for c in ("a cat sits", "zebra", "", "two dogs running", "a cat", "caf\u00e9")]
 REFERENCES = [

@@ -34,7 +34,7 @@ FLOORS = {
 
 def floor(module: str) -> int:
     matching = [name for name in FLOORS if module == name or module.startswith(name + ".")]
-    assert matching, f"{module} is on no floor: say in tests/test_imports.py where it lives"
+    assert matching, f"{module} is on no floor: say in tests/unit/test_imports.py where it lives"
     return FLOORS[max(matching, key=len)]
 
 

@@ -24,7 +24,7 @@ from shards.packing.packer import Settings, pack
 from shards.scripts import is_spaceless, scripts_of
 from tests.conftest import run_command, settings, train_command, write_coco
 from tests.scripts import captions_in
-from tests.test_pack import jpeg
+from tests.system.test_pack import jpeg
 
 
 def splits(folder, language: str, count: int = 12) -> Index:

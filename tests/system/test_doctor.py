@@ -18,7 +18,7 @@ from shards import sources
 from shards.packing.packer import pack
 from shards.packing.plan import Settings
 from tests.conftest import ROOT, module, run_command, settings, with_one_broken_image, write_coco
-from tests.test_pack import jpeg
+from tests.system.test_pack import jpeg
 
 
 def seen(checks: list[Check]) -> dict[str, str]:

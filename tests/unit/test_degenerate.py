@@ -8,7 +8,7 @@ from captioning.metrics.degenerate import distinct_captions, ends_badly, repeats
 from captioning.metrics.ptb import words_for_scoring
 from captioning.metrics.reward import Words
 from tests.conftest import coco_references
-from tests.test_reward import error_message
+from tests.unit.test_reward import error_message
 
 REFERENCES = counted.count([[["a", "cat", "sits", "on", "a", "mat"]] * 5] * 20)
 

@@ -10,7 +10,7 @@ import webdataset
 from captioning.runs import checkpoint
 from shards import index as shard_index
 from tests.conftest import CPU_PROCESSES, ROOT, coco_mini, module, run_command, train_command
-from tests.test_training import assert_each_image_of_each_epoch_once, kill_all
+from tests.distributed.test_training import assert_each_image_of_each_epoch_once, kill_all
 
 
 def test_real_coco_images(tmp_path):

@@ -18,7 +18,7 @@ from shards.packing.packer import pack, pack_part
 from shards.packing.plan import Part, Settings
 from shards.sources import scenes
 from tests.conftest import ROOT, module, write_coco
-from tests.test_pack import files_of, jpeg
+from tests.system.test_pack import files_of, jpeg
 
 
 @pytest.fixture(scope="module")

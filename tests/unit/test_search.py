@@ -11,7 +11,7 @@ from torch import nn
 from captioning.data.padded_captions import PaddedCaptions
 from captioning.data.vocabulary import END, PAD, START, UNK
 from captioning.model.search import Hypothesis, SearchOptions, search
-from tests.test_model import KINDS, tiny
+from tests.unit.test_model import KINDS, tiny
 
 WORDS = [4, 5, 6, 7, 8]
 BEAM3 = SearchOptions(beam_size=3)

@@ -18,7 +18,7 @@ from shards.packing.index_tars import index_tars
 from shards.reader import read_sample
 from shards.storage.urls import place_of, sibling
 from tests.conftest import module, run_command, settings, train_command
-from tests.test_index_tars import img2dataset, write_tar
+from tests.unit.test_index_tars import img2dataset, write_tar
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from captioning.runs.progress import progress
 from captioning.runs.run_folder import RunFolder
 from shards import index as shard_index
 from tests.conftest import CPU_PROCESSES, ROOT, free_ports, run_command, settings, train_command
-from tests.test_launch import refused
+from tests.system.test_launch import refused
 
 SCALARS = {
     "train/loss", "train/perplexity", "train/gradient_norm", "train/unreadable", "train/skipped_steps",

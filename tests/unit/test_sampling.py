@@ -10,8 +10,8 @@ from captioning.data.vocabulary import END, PAD, START, UNK
 from captioning.model.draws import caption_keys
 from captioning.model.sampling import Samples, policy, sample
 from captioning.model.search import SearchOptions, search
-from tests.test_draws import varied
-from tests.test_search import KINDS, WORDS, pictures
+from tests.unit.test_draws import varied
+from tests.unit.test_search import KINDS, WORDS, pictures
 
 
 def captions_of(samples: Samples) -> list[list[tuple[int, ...]]]:

@@ -18,7 +18,7 @@ from captioning.runs.run_folder import RunFolder
 from captioning.training.preparation import prepare
 from shards.errors import InputError
 from tests.conftest import CPU_PROCESSES, ROOT, module, run_command, settings, train_command, untrained_run
-from tests.test_training import (
+from tests.distributed.test_training import (
     assert_each_image_of_each_epoch_once,
     assert_same_bits,
     distance,

@@ -18,9 +18,9 @@ from captioning.model.decoders.lstm import LstmDecoder
 from captioning.model.sampling import Samples, policy
 from captioning.training.objectives import OBJECTIVES, CrossEntropy, SelfCritical, StepScope, self_critical
 from captioning.training.objectives.self_critical import advantages, policy_loss
-from tests.test_draws import varied
-from tests.test_model import KINDS, tiny_decoder
-from tests.test_search import pictures, word_bias
+from tests.unit.test_draws import varied
+from tests.unit.test_model import KINDS, tiny_decoder
+from tests.unit.test_search import pictures, word_bias
 
 MAX_WORDS = 2
 EVERY = [(), (4,), (5,), (4, 4), (4, 5), (5, 4), (5, 5)]  # all captions of two words, the longest cut

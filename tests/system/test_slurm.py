@@ -11,8 +11,8 @@ import pytest
 
 from captioning.runs import checkpoint
 from tests.conftest import module, run_command, settings
+from tests.distributed.test_training import assert_each_image_of_each_epoch_once, status
 from tests.slurm_cluster import Cluster, missing
-from tests.test_training import assert_each_image_of_each_epoch_once, status
 
 pytestmark = pytest.mark.skipif(
     bool(missing()), reason=f"Slurm is not installed ({', '.join(missing())}): apt-get install slurmctld slurmd munge"

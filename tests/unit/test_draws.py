@@ -9,7 +9,7 @@ import torch
 from captioning.model.draws import caption_keys, draw_words, hash64, uniform
 from captioning.model.search import SearchOptions, search
 from shards import hashing
-from tests.test_search import KINDS, assert_same, peaked, pictures
+from tests.unit.test_search import KINDS, assert_same, peaked, pictures
 
 CPU = torch.device("cpu")
 

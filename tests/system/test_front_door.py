@@ -15,8 +15,8 @@ from captioning.runs import checkpoint
 from captioning.runs.run_folder import RunFolder
 from launch.cli.front import COMMANDS
 from tests.conftest import ROOT, run_command, settings
-from tests.test_stopping import ranks_of, started, stopped_step, wait_for
-from tests.test_training import assert_each_image_of_each_epoch_once
+from tests.distributed.test_stopping import ranks_of, started, stopped_step, wait_for
+from tests.distributed.test_training import assert_each_image_of_each_epoch_once
 
 HEAVY = {"torch", "torchvision", "accelerate", "matplotlib", "webdataset", "tensorboard"}
 

@@ -14,7 +14,7 @@ from captioning.metrics.ptb import words_for_scoring
 from captioning.metrics.references import References
 from captioning.metrics.reward import Reward, TokenWords, Words, token_words
 from tests.conftest import coco_references
-from tests.test_metrics import WORDS, as_theirs, corpus
+from tests.unit.test_metrics import WORDS, as_theirs, corpus
 
 
 def error_message(captions: list[list[str]], references: References) -> Words:

@@ -152,7 +152,7 @@ def test_evaluation_reads_each_image_once_whatever_the_batch(scene_shards):
 HOLDING = """
 import multiprocessing
 from captioning.data.loader import evaluation_loader
-from tests.test_batches import Noise
+from tests.unit.test_batches import Noise
 
 def hold_loaders():
     global batches

@@ -28,8 +28,8 @@ from shards.errors import InputError
 from shards.packing.packer import Settings, pack
 from shards.sources import scenes
 from tests.conftest import UNTRAINED_WORDS, settings, untrained_run
+from tests.distributed.test_training import SAME, distance, parameters, reference, status
 from tests.processes import in_processes
-from tests.test_training import SAME, distance, parameters, reference, status
 
 
 @pytest.fixture(scope="module")

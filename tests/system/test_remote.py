@@ -27,9 +27,9 @@ from shards.storage import http_ranges as ranges
 from shards.storage.cache import Cache
 from shards.storage.urls import Url, place_of, sibling
 from tests.conftest import module, run_command, settings, train_command
+from tests.distributed.test_training import assert_each_image_of_each_epoch_once
 from tests.servers import Misbehaving, misbehaving, nginx
-from tests.test_pack import pack_small
-from tests.test_training import assert_each_image_of_each_epoch_once
+from tests.system.test_pack import pack_small
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from shards.packing.packer import pack
 from shards.packing.plan import Settings
 from shards.reader import read_sample
 from tests.conftest import write_coco
-from tests.test_pack import jpeg
+from tests.system.test_pack import jpeg
 
 fn = pytest.importorskip("nvidia.dali.fn", reason="NVIDIA DALI is not installed: pip install nvidia-dali-cuda120")
 

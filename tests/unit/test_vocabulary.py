@@ -21,7 +21,7 @@ from shards.errors import InputError
 from shards.packing.packer import Settings, pack
 from tests.conftest import DATA, run_command, write_coco
 from tests.scripts import captions_in
-from tests.test_pack import jpeg
+from tests.system.test_pack import jpeg
 
 tokenize = Words().tokenize
 
