@@ -1,1 +1,1 @@
-"""Caption metrics, and exact evaluation by any number of processes."""
+"""Caption metrics on tokenized captions, and how sure they are."""
