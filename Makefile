@@ -15,7 +15,7 @@ demo: install
 	$(BIN)/captioning demo
 
 quick: check
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=5 tests/unit
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=5 -m 'not sweep and not slow' tests/unit
 
 # Two at a time: most tests wait for a process to import torch, on one core. A file's tests stay together.
 test: install check

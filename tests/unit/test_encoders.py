@@ -28,6 +28,8 @@ from captioning.training.optim import adamw, set_lrs
 from shards.errors import InputError
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
 PATTERNS = ["resnet*", "resnext*", "wide_resnet*", "mobilenet_v[23]*", "convnext_*", "swin_*", "vit_*"]
 # One of each kind of block.
 NAMES = ["resnet18", "resnext50_32x4d", "wide_resnet50_2", "mobilenet_v2", "mobilenet_v3_small"]

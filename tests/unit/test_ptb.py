@@ -11,6 +11,8 @@ from captioning.metrics.ptb import words_for_scoring
 from tests.conftest import DATA, coco_references
 from tests.scripts import WORDS, captions_in
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("caption", "words"),

@@ -23,6 +23,8 @@ from shards import index as shard_index
 from shards.dataset import ShardDataset
 from tests.conftest import ROOT, settings
 
+pytestmark = pytest.mark.slow
+
 SYSTEMS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml") if path.stem != "demo")
 
 
