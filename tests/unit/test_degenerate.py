@@ -10,8 +10,6 @@ from captioning.metrics.reward import Words
 from tests.conftest import coco_references
 from tests.unit.test_reward import error_message
 
-pytestmark = pytest.mark.slow
-
 REFERENCES = counted.count([[["a", "cat", "sits", "on", "a", "mat"]] * 5] * 20)
 
 

@@ -19,8 +19,6 @@ from shards.packing.packer import Settings, pack
 from shards.perceptual import NEAR_BITS, perceptual_hash, split_signs
 from tests.conftest import DATA
 
-pytestmark = pytest.mark.slow
-
 
 def scene(seed: int) -> Image.Image:
     """A picture with structure at several scales, as photographs have."""

@@ -16,8 +16,6 @@ from captioning.metrics.reward import Reward, TokenWords, Words, token_words
 from tests.conftest import coco_references
 from tests.unit.test_metrics import WORDS, as_theirs, corpus
 
-pytestmark = pytest.mark.slow
-
 
 def error_message(captions: list[list[str]], references: References) -> Words:
     numbers = {word: i for i, word in enumerate(references.words)}

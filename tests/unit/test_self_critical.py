@@ -22,8 +22,6 @@ from tests.unit.test_draws import varied
 from tests.unit.test_model import KINDS, tiny_decoder
 from tests.unit.test_search import pictures, word_bias
 
-pytestmark = pytest.mark.slow
-
 MAX_WORDS = 2
 EVERY = [(), (4,), (5,), (4, 4), (4, 5), (5, 4), (5, 5)]  # all captions of two words, the longest cut
 SCOPE = StepScope(step=3, images=2, targets=1, world_size=1)
