@@ -100,7 +100,7 @@ def test_an_index_of_before_sidecars_had_hashes_says_what_to_do(copy):
     before = shard_index.load(copy)
     texts = before.texts()
     edit(copy, lambda document: document["shardlist"][0].pop("sidecars"))
-    with pytest.raises(InputError, match=r"launch\.pack index"):
+    with pytest.raises(InputError, match=r"captioning pack index"):
         shard_index.load(copy)
     tar = copy.with_name("train-000000.tar")
     done = run_command(module("launch.pack", "index", tar, "--split", "train"))

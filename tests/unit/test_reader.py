@@ -55,7 +55,7 @@ def test_what_is_no_index_is_refused(tmp_path, content):
     path.write_text(content)
     with pytest.raises(InputError, match="not a shard index"):
         shard_index.load(path)
-    with pytest.raises(InputError, match=r"launch\.pack"):
+    with pytest.raises(InputError, match=r"captioning pack"):
         shard_index.load(tmp_path / "nowhere.json")
 
 

@@ -8,7 +8,7 @@ import pytest
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 
-from captioning.data import vocabulary as vocab
+from captioning.data.tokenizer import TOKENIZERS
 from captioning.metrics import references as counted
 from captioning.metrics.ptb import words_for_scoring
 from captioning.metrics.references import References
@@ -116,7 +116,7 @@ def test_a_tokens_words_are_those_that_evaluation_scores():
     """Of all COCO captions: token by token, as whole texts, and through the text that a model's caption becomes."""
     texts = [c for of_image in coco_references().values() for c in of_image][:3000]
     ours = counted.count([[words_for_scoring(c)] for c in texts])
-    tokens = [vocab.tokenize(c) for c in texts]
+    tokens = [TOKENIZERS["words"]().tokenize(c) for c in texts]
     vocabulary = vocab.Vocabulary((*vocab.SPECIAL, *dict.fromkeys(itertools.chain(*tokens))))
     table = token_words(vocabulary.words, ours, len(vocab.SPECIAL))
     ids = [[vocabulary.ids[token] for token in of_caption] for of_caption in tokens]

@@ -43,7 +43,7 @@ def test_as_targets_captions_have_the_end_they_drew():
     assert captions.lengths.tolist() == [3, 2, 1, 3] and captions.image_index.tolist() == [0, 0, 1, 1]
     assert captions.targets.tolist() == [5, 6, 7, 5, END, END, 8, 4, END]
     shorter = Samples(ids[:, 1:, :2], torch.tensor([[1], [2]]), max_words=9).padded()
-    assert shorter.words.tolist() == [[5, END, PAD], [8, 4, END]]
+    assert shorter.token_ids.tolist() == [[5, END, PAD], [8, 4, END]]
     assert len(Samples(ids[:0], torch.empty(0, 2, dtype=torch.int64), 3).padded()) == 0
 
 
