@@ -8,6 +8,7 @@ import pytest
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 
+from captioning.data import vocabulary as vocab
 from captioning.data.tokenizer import TOKENIZERS
 from captioning.metrics import references as counted
 from captioning.metrics.ptb import words_for_scoring
