@@ -1,5 +1,6 @@
 # make demo      everything from nothing: set up, pack, train on two processes, interrupt, resume, evaluate, caption
-# make test      set up and run all tests
+# make quick     ruff, mypy and the unit tests, under a minute
+# make test      set up and run all tests but the sweeps
 # make sweep     the long sweeps through faults, apart from make test
 # make soak      training under a random storm of faults; MINUTES=30
 # make install   only the set-up: a virtual environment in .venv with pinned versions
@@ -9,10 +10,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test sweep soak install check clean
+.PHONY: demo quick test sweep soak install check clean
 
 demo: install
-	$(BIN)/python -m launch.demo
+	$(BIN)/captioning demo
+
+quick: check
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=5 -m 'not sweep and not slow' tests/unit
 
 # Two at a time: most tests wait for a process to import torch, on one core. A file's tests stay together.
 test: install check

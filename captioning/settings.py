@@ -112,14 +112,14 @@ def setting(
 @cache
 def settings_of(kind: Any) -> dict[str, Setting]:
     """Dotted key -> setting, of a dataclass of settings and of sections, which are dataclasses too."""
-    found, hints = {}, get_type_hints(kind)
+    settings, hints = {}, get_type_hints(kind)
     for item in fields(kind):
         if is_dataclass(hints[item.name]):
             for key, inner in settings_of(hints[item.name]).items():
-                found[f"{item.name}.{key}"] = replace(inner, key=f"{item.name}.{key}")
+                settings[f"{item.name}.{key}"] = replace(inner, key=f"{item.name}.{key}")
         else:
-            found[item.name] = _setting(item.name, hints[item.name], item.default, dict(item.metadata))
-    return found
+            settings[item.name] = _setting(item.name, hints[item.name], item.default, dict(item.metadata))
+    return settings
 
 
 def _setting(key: str, hint: Any, default: Any, said: dict[str, Any]) -> Setting:

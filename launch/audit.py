@@ -1,7 +1,7 @@
 """What splits share: ids, bytes, near duplicates (encoded again, resized, mirrored, slightly cropped).
 
 The first split is the one trained on; every other one is compared with it. Packing stores hashes of each image, so no
-image is read but for the page. The exit status is 0 whatever is found.
+image is read but for the page. The exit status is 0 whatever is shared.
 """
 
 import argparse
@@ -20,10 +20,10 @@ def main() -> None:
     results, comparisons = [], []
     for place in arguments.others:
         other = shard_index.load(place)
-        found = overlap(train, other)
-        _tell(found)
-        comparisons.append((other, found))
-        results.append({**found.numbers(), "pairs": _named(train, other, found)})
+        shared = overlap(train, other)
+        _tell(shared)
+        comparisons.append((other, shared))
+        results.append({**shared.numbers(), "pairs": _named(train, other, shared)})
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1, ensure_ascii=False), encoding="utf-8")
     if arguments.html:
@@ -32,24 +32,24 @@ def main() -> None:
         print(f"page: {write_pairs(arguments.html, train, comparisons, arguments.most)}")
 
 
-def _tell(found: Overlap) -> None:
-    print(f"{found}. {found.same:,} are images of {found.train}.")
-    if found.shared_bytes is None:
+def _tell(shared: Overlap) -> None:
+    print(f"{shared}. {shared.same:,} are images of {shared.train}.")
+    if shared.shared_bytes is None:
         print("  bytes were not compared: a split has no hashes; pack it again")
-    if found.near_duplicates is None:
+    if shared.near_duplicates is None:
         print("  pictures were not compared: a split has no perceptual hashes; pack it again, tars with --check-images")
-    for difference in found.packing_differs:
+    for difference in shared.packing_differs:
         print(f"  packed otherwise: {difference}")
 
 
-def _named(train: Index, other: Index, found: Overlap) -> list[dict[str, Any]]:
+def _named(train: Index, other: Index, shared: Overlap) -> list[dict[str, Any]]:
     """The pairs by their samples' keys."""
-    if not found.pairs:
+    if not shared.pairs:
         return []
     ours, theirs = train.texts(), other.texts()
     return [
         {"train": ours[pair.train].key, "val": theirs[pair.val].key, "why": pair.why, "bits": pair.bits}
-        for pair in found.pairs
+        for pair in shared.pairs
     ]
 
 

@@ -34,16 +34,16 @@ def main() -> int:
 
     predictor = Predictor.from_checkpoint([arguments.run, *arguments.ensemble], arguments.checkpoint, arguments.device)
     options = options_of(predictor.config.evaluate)
-    if arguments.beam:
-        options = replace(options, beam_size=arguments.beam)
+    if arguments.beam_size:
+        options = replace(options, beam_size=arguments.beam_size)
     options = sampling(options, arguments, arguments.sample)
     outlet = Outlet(arguments, predictor, MOST_IN_PICTURE)
     with ExitStack() as stack, bar("captioning") as on_progress:
         lines = (
             stack.enter_context(arguments.json.open("w", encoding="utf-8", errors=_ESCAPED)) if arguments.json else None
         )
-        found = predictor.each((source for _, source in images), arguments.batch, options)
-        for number, (image, said) in enumerate(zip(images, found, strict=True), start=1):
+        captions = predictor.each((source for _, source in images), arguments.batch, options)
+        for number, (image, said) in enumerate(zip(images, captions, strict=True), start=1):
             entry = outlet.tell(image, said)
             if lines:
                 lines.write(json.dumps(entry, ensure_ascii=False) + "\n")
@@ -63,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     add("images", nargs="+", metavar="IMAGE|DIR|GLOB|-", help="files, folders, patterns; - reads names from stdin")
     add("--checkpoint", default="best", metavar="best|latest|step-N", help="which checkpoint (best)")
     add("--ensemble", type=Path, nargs="+", default=[], metavar="RUN", help="further runs that vote on each word")
-    add("--beam", type=at_least_one, metavar="N", help="beam size; 1 is greedy (as in validation)")
+    add("--beam-size", type=at_least_one, metavar="N", help="beam size; 1 is greedy (as in validation)")
     add("--sample", type=at_least_one, default=1, metavar="N", help="with --temperature: draw N captions an image (1)")
     add_sampling_arguments(parser)
     add("--batch", type=at_least_one, default=32, metavar="N", help="images captioned at once (32)")

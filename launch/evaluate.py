@@ -39,11 +39,11 @@ def main() -> None:
         return  # the others need not wait while one scores
     with Console(stderr=True, quiet=is_quiet()).status("scoring"):
         if arguments.compare:
-            of_a, of_b, found = compare(*in_common(*(one.captions for one in of_each)), arguments.java_seconds)
+            of_a, of_b, differences = compare(*in_common(*(one.captions for one in of_each)), arguments.java_seconds)
             document: dict[str, Any] = {
                 "a": of_each[0].about, "b": of_each[1].about, "images": len(of_a.captioned),
                 "tokenizer": of_a.captioned.tokenizer,
-                "skipped": of_a.skipped | of_b.skipped, "differences": [asdict(difference) for difference in found],
+                "skipped": of_a.skipped | of_b.skipped, "differences": [asdict(one) for one in differences],
             }  # fmt: skip
         else:
             evaluation = evaluate(of_each[0].captions, arguments.java_seconds)
@@ -51,7 +51,7 @@ def main() -> None:
     if arguments.json:
         write_atomically(arguments.json, json.dumps(document, indent=1).encode())
     if arguments.compare:
-        show_differences((str(sources[0]), str(sources[1])), of_a.captioned, found)
+        show_differences((str(sources[0]), str(sources[1])), of_a.captioned, differences)
         show_left_out(of_a)
     else:
         show_scores(_title(document), evaluation)
@@ -69,8 +69,8 @@ def _captions(source: Path, arguments: argparse.Namespace, device: "torch.device
     if source == arguments.run or (arguments.compare and source.is_dir()):
         predictor = Predictor.from_checkpoint(source, arguments.checkpoint, device=str(device))
         options = options_of(predictor.config.evaluate)
-        if arguments.beam:
-            options = replace(options, beam_size=arguments.beam)
+        if arguments.beam_size:
+            options = replace(options, beam_size=arguments.beam_size)
         options = sampling(options, arguments)
         with bar("captioning", shown=ranks.is_main) as on_progress:
             return caption_run(predictor, source, arguments.split, ranks, options, on_progress)
@@ -97,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--captions", type=Path, metavar="FILE", help="references of results: COCO captions, NAME.json")
     parser.add_argument("--split", default="val", help="val, test, train, or the path of any split's NAME.json (val)")
-    parser.add_argument("--beam", type=at_least_one, metavar="N", help="beam size (the run's evaluate.beam_size)")
+    parser.add_argument("--beam-size", type=at_least_one, metavar="N", help="beam size (the run's evaluate.beam_size)")
     add_sampling_arguments(parser)
     parser.add_argument("--seed", type=int, default=0, help="of --temperature (0)")
     parser.add_argument("--checkpoint", default="best", metavar="best|latest|step-N", help="which checkpoint (best)")

@@ -11,10 +11,10 @@ def main() -> None:
     from captioning.inference import model_bundle
     from captioning.inference.predictor import loaded
 
-    exported = loaded(arguments.run, arguments.checkpoint)
-    model_bundle.write(exported, arguments.folder)
+    bundle = loaded(arguments.run, arguments.checkpoint)
+    model_bundle.write(bundle, arguments.folder)
     size = sum(path.stat().st_size for path in arguments.folder.iterdir()) / 1e6
-    print(f"{arguments.folder}: checkpoint of step {exported.step}, {size:,.1f} MB")
+    print(f"{arguments.folder}: checkpoint of step {bundle.step}, {size:,.1f} MB")
     print(f"use it as a run: captioning caption {arguments.folder} IMAGE|DIR ...")
 
 

@@ -72,7 +72,7 @@ def _shard(place: Place, number: int, entry: Any, trust_urls: bool) -> Shard:
     if "sidecars" not in entry:
         raise InputError(
             f"{place} lacks the hashes of the files beside its shards: an older version wrote it. Index the tars again "
-            "(`python -m launch.pack index TARS --split NAME`), or pack again."
+            "(`captioning pack index TARS --split NAME`), or pack again."
         )
     sidecars = entry["sidecars"]
     if not isinstance(sidecars, dict) or not all(is_sha256(sidecars.get(suffix)) for suffix in SIDECAR_SUFFIXES):

@@ -176,13 +176,11 @@ def load(path: str | Path, cache: Cache | None = None, trust_urls: bool = False)
         shards = checked_shards(place, document, trust_urls)
         return Index(place, document["name"], shards, fingerprint_of(shards), document, cache or Cache())
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise InputError(
-            f"There is no shard index {place}. `python -m launch.pack` writes one: DIR/NAME.json."
-        ) from error
+        raise InputError(f"There is no shard index {place}. `captioning pack` writes one: DIR/NAME.json.") from error
     except OSError as error:
         raise InputError(f"{place} cannot be read: {error}") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{place} is not a shard index written by launch.pack ({error}).") from error
+        raise InputError(f"{place} is not a shard index written by `captioning pack` ({error}).") from error
 
 
 def _sidecar(shard: Shard, suffix: str) -> bytes:

@@ -3,7 +3,7 @@
 The perceptual hash is the sign of the 16 x 16 lowest DCT coefficients of the picture's luminance at 32 x 32 (after
 Zauner, "Implementation and benchmarking of perceptual image hash functions", 2010, with signs in place of a median, so
 that the hash of the mirrored picture follows from the hash). On 901 photographs, copies encoded again or resized differ
-in at most 51 of 255 bits, other pictures in at least 87: ``tests/test_overlap.py`` looks at 300 of them.
+in at most 51 of 255 bits, other pictures in at least 87: ``tests/unit/test_overlap.py`` looks at 300 of them.
 """
 
 import hashlib

@@ -31,9 +31,9 @@ from shards import sources
 from shards.packing.packer import Settings, pack
 from shards.sources import scenes
 from tests.conftest import CPU_PROCESSES, ROOT, settings
+from tests.distributed.test_full_disk import fill
+from tests.distributed.test_training import assert_each_image_of_each_epoch_once
 from tests.servers import nginx
-from tests.test_full_disk import fill
-from tests.test_training import assert_each_image_of_each_epoch_once
 
 EPOCHS = 20
 PAUSE_S = (1.0, 8.0)  # between two faults

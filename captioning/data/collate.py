@@ -96,5 +96,5 @@ def pad_captions(captions: Sequence[Sequence[np.ndarray]]) -> PaddedCaptions:
     if flat:
         words[np.arange(words.shape[1]) < ends[:, None]] = np.concatenate(flat)
         words[np.arange(len(flat)), ends] = END
-    owner = np.repeat(np.arange(len(captions)), [len(of_image) for of_image in captions])
-    return PaddedCaptions.of(*map(torch.from_numpy, (words, ends + 1, owner)))
+    image_index = np.repeat(np.arange(len(captions)), [len(of_image) for of_image in captions])
+    return PaddedCaptions.of(*map(torch.from_numpy, (words, ends + 1, image_index)))

@@ -1,4 +1,4 @@
-"""A split's samples -> what models learn from and are judged by: training on a ShardDataset, evaluation in order."""
+"""A split's samples -> what models learn from and are scored on: training on a ShardDataset, evaluation in order."""
 
 from dataclasses import dataclass
 from typing import Any

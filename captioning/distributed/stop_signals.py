@@ -2,7 +2,8 @@
 
 import os
 import signal
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 LAUNCHER = "CAPTIONING_LAUNCHER"  # in the environment of the processes that `captioning train` starts: its process id
@@ -57,3 +58,14 @@ class StopSignals:
         if self._launcher is not None and os.getppid() != self._launcher:
             return "the end of its launcher"
         return self._signal
+
+
+@contextmanager
+def stop_signals() -> Iterator[StopSignals]:
+    """Stop signals are noted inside the block alone: for a process that does other things after it."""
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    try:
+        yield StopSignals()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,1 +1,1 @@
-"""What `python -m launch.doctor` tells: of a split, of the machine, of a run."""
+"""What `captioning doctor` tells: of a split, of the machine, of a run."""

@@ -44,8 +44,8 @@ def _processes(ranks: Ranks) -> str:
 def _device(device: torch.device) -> str:
     if device.type != "cuda":
         return "CPU"
-    found = torch.cuda.get_device_properties(device)
-    return f"{found.name} with {size(found.total_memory)}"
+    properties = torch.cuda.get_device_properties(device)
+    return f"{properties.name} with {size(properties.total_memory)}"
 
 
 def _driver() -> Check:

@@ -42,9 +42,9 @@ def _data(name: str, path: str, config: Config) -> Check:
     parts = pairwise(i * len(index) // READ_AT for i in range(READ_AT + 1))
     read = [batches[(start, min(stop, start + READ_TOGETHER))] for start, stop in parts]
     count = sum(len(batch.samples) + len(batch.unreadable) for batch in read)
-    holes = [hole for batch in read for hole in batch.unreadable]
-    if holes:
-        return Check(name, f"{len(holes)} of {count} images cannot be read, the first: {holes[0]}", False)
+    unreadable = [sample for batch in read for sample in batch.unreadable]
+    if unreadable:
+        return Check(name, f"{len(unreadable)} of {count} images cannot be read, the first: {unreadable[0]}", False)
     return Check(name, f"{len(index):,} images in {len(index.shards)} shard(s), {count} of them read", True)
 
 
@@ -123,8 +123,8 @@ def try_micro_batch(config: Config, words: int, images: int, device: torch.devic
     captions = images * config.data.captions_per_image
     length = config.data.max_words + 1
     pixels = torch.zeros(images, 3, config.data.image_size, config.data.image_size, dtype=torch.uint8, device=device)
-    owner = torch.arange(images).repeat_interleave(config.data.captions_per_image)
-    said = PaddedCaptions.of(torch.full((captions, length), vocab.END), torch.full((captions,), length), owner)
+    image_index = torch.arange(images).repeat_interleave(config.data.captions_per_image)
+    said = PaddedCaptions.of(torch.full((captions, length), vocab.END), torch.full((captions,), length), image_index)
     said = said.each(lambda tensor: tensor.to(device))
     kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
     with torch.autocast(device.type, kinds.get(config.precision), enabled=config.precision in kinds):

@@ -120,12 +120,12 @@ def _decoder(index: Index, config: Config) -> Callable[[Sample, int], object]:
 
 
 def _reading(what: str, index: Index, config: Config, use: Callable[[Sample, int], object]) -> Check:
-    images, read_bytes, holes = 0, 0, []
+    images, read_bytes, unreadable = 0, 0, []
     started = time.perf_counter()
     for number in _in_training_order(index, config.train.global_batch_size):
         sample = read_sample(index, number)
         if isinstance(sample, UnreadableSample):
-            holes.append(str(sample))
+            unreadable.append(str(sample))
         else:
             use(sample, number)
             read_bytes += len(sample.image_bytes)
@@ -133,8 +133,8 @@ def _reading(what: str, index: Index, config: Config, use: Callable[[Sample, int
         elapsed = time.perf_counter() - started
         if elapsed > READ_FOR_S:
             break
-    if holes:
-        return Check(what, f"{len(holes):,} of {images:,} could not be read, the first: {holes[0]}", False)
+    if unreadable:
+        return Check(what, f"{len(unreadable):,} of {images:,} could not be read, the first: {unreadable[0]}", False)
     rates = f"{images / elapsed:,.0f} images/s, {size(read_bytes / elapsed)}/s"
     return Check(what, f"{rates} in one process ({images:,} images; the system may have had them in memory)", True)
 

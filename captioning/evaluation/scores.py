@@ -48,7 +48,7 @@ class Evaluation:
 
     def document(self) -> dict[str, Any]:
         """All of it, for JSON."""
-        found = {
+        document = {
             "images": len(self.captioned),
             "tokenizer": self.captioned.tokenizer,
             "scores": self.scores,
@@ -60,12 +60,12 @@ class Evaluation:
             "per_image": self.per_image(),
         }
         if self.classes is not None:
-            found["classes"] = {
+            document["classes"] = {
                 "names": self.classes.names,
                 "confusion": self.classes.confusion.tolist(),
                 "each": self.classes.table(),
             }
-        return found
+        return document
 
 
 def evaluate(captioned: ScoredCaptions, java_seconds: float = 0.0) -> Evaluation:

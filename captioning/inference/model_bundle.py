@@ -34,29 +34,29 @@ class ModelBundle:
     origin: str  # where it comes from, for people
 
 
-def write(exported: ModelBundle, folder: Path) -> None:
+def write(bundle: ModelBundle, folder: Path) -> None:
     """Write a model folder; config.json last, so that a folder without it is one that was not finished.
 
     Raises:
         InputError: when the folder holds something else already.
     """
     names = {*_HASHED, "config.json", "README.md"}
-    # Captions that launch.evaluate left beside an earlier export are no reason to refuse.
+    # Captions that `captioning evaluate` left next to an earlier export are no reason to refuse.
     files = list(folder.iterdir()) if folder.is_dir() else []
     if folder.is_file() or {path.name for path in files if not path.match("captions-*.json")} - names:
         raise InputError(f"{folder} holds other things. Give a new or empty folder.")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").unlink(missing_ok=True)
-    weights = {name: tensor.contiguous() for name, tensor in exported.weights.items()}
+    weights = {name: tensor.contiguous() for name, tensor in bundle.weights.items()}
     write_atomically(folder / "model.safetensors", safetensors.torch.save(weights))
-    write_atomically(folder / "vocabulary.json", exported.vocabulary.to_json().encode())
-    write_atomically(folder / "README.md", _read_me(exported, folder.name).encode())
+    write_atomically(folder / "vocabulary.json", bundle.vocabulary.to_json().encode())
+    write_atomically(folder / "README.md", _read_me(bundle, folder.name).encode())
     document = {
         "kind": KIND,
-        "origin": exported.origin,
-        "step": exported.step,
+        "origin": bundle.origin,
+        "step": bundle.step,
         "sha256": {name: sha256_of(folder / name) for name in _HASHED},
-        "config": configuration.to_dict(exported.config),
+        "config": configuration.to_dict(bundle.config),
     }
     write_atomically(folder / "config.json", json.dumps(document, indent=1).encode())
 
@@ -80,7 +80,7 @@ def read(folder: Path) -> ModelBundle:
         hashes = {name: str(document["sha256"][name]) for name in _HASHED}
         step, origin, values = int(document["step"]), str(document["origin"]), document["config"]
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
-        raise InputError(f"{path} was not written by launch.export ({reason_of(error)}).") from error
+        raise InputError(f"{path} was not written by `captioning export` ({reason_of(error)}).") from error
     for name, expected in hashes.items():
         if not (folder / name).is_file() or sha256_of(folder / name) != expected:
             raise InputError(f"{folder / name} is missing or not what was exported. Copy the folder again.")
@@ -88,17 +88,17 @@ def read(folder: Path) -> ModelBundle:
         text = (folder / "vocabulary.json").read_text(encoding="utf-8")
         weights = safetensors.torch.load_file(folder / "model.safetensors")
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise InputError(f"{folder} was not written by launch.export ({reason_of(error)}).") from error
+        raise InputError(f"{folder} was not written by `captioning export` ({reason_of(error)}).") from error
     vocabulary = vocab.from_json(text, f"{folder}/vocabulary.json")
     return ModelBundle(configuration.from_dict(values, str(path)), vocabulary, weights, step, origin)
 
 
-def _read_me(exported: ModelBundle, name: str) -> str:
-    config = exported.config
+def _read_me(bundle: ModelBundle, name: str) -> str:
+    config = bundle.config
     return (
         f"# {name}\n\nAn image captioner: {config.encoder.name} and a decoder of kind {config.decoder.name}, "
-        f"{len(exported.vocabulary):,} words, images of {config.data.image_size} pixels. {exported.origin}\n\n"
+        f"{len(bundle.vocabulary):,} words, images of {config.data.image_size} pixels. {bundle.origin}\n\n"
         "```\nfrom captioning.inference.predictor import Predictor\n\n"
         f'print(Predictor.from_checkpoint("{name}").caption(["photo.jpg"])[0])\n```\n\n'
-        f"or `python -m launch.caption {name} photo.jpg`.\n"
+        f"or `captioning caption {name} photo.jpg`.\n"
     )

@@ -82,7 +82,7 @@ class Predictor:
     def from_checkpoint(
         cls, run: str | Path | Sequence[str | Path], which: str = "best", device: str | None = None
     ) -> "Predictor":
-        """Load checkpoint ``best``, ``latest`` or ``step-N`` of a run folder, or a folder that launch.export
+        """Load checkpoint ``best``, ``latest`` or ``step-N`` of a run folder, or a folder that ``captioning export``
         wrote; on a GPU where there is one. Several runs make an ensemble: they vote on every word.
 
         Raises:
@@ -90,9 +90,9 @@ class Predictor:
                 in their vocabulary or preprocessing.
         """
         runs = [Path(run)] if isinstance(run, str | Path) else [Path(one) for one in run]
-        exported = [loaded(path, which) for path in runs]
-        first = exported[0]
-        for path, other in zip(runs[1:], exported[1:], strict=True):
+        bundles = [loaded(path, which) for path in runs]
+        first = bundles[0]
+        for path, other in zip(runs[1:], bundles[1:], strict=True):
             if other.vocabulary != first.vocabulary:
                 raise InputError(f"{path} has another vocabulary than {runs[0]}: they cannot vote on words.")
             if not preprocessing_of(other.config).evaluates_like(preprocessing_of(first.config)):
@@ -100,7 +100,7 @@ class Predictor:
                     f"{path} sees images otherwise than {runs[0]}: see data.image_size, crop_mode and resize_size."
                 )
         place = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        models = tuple(_model_of(one, path).to(place) for one, path in zip(exported, runs, strict=True))
+        models = tuple(_model_of(one, path).to(place) for one, path in zip(bundles, runs, strict=True))
         return cls(models, first.vocabulary, first.config, first.step, place)
 
     @overload
@@ -212,13 +212,13 @@ class Predictor:
         best, *others = [self._one(hypothesis) for hypothesis in hypotheses]
         return Caption(best.text, best.log_probability, best.words, best.attention, tuple(others))
 
-    def _one(self, found: Hypothesis) -> Caption:
-        words = tuple(self.vocabulary.words[i] for i in found.ids)
-        attention = found.attention
+    def _one(self, hypothesis: Hypothesis) -> Caption:
+        words = tuple(self.vocabulary.words[i] for i in hypothesis.ids)
+        attention = hypothesis.attention
         if attention is not None:
             side = math.isqrt(attention.shape[1])  # a square image gives a square grid
             attention = attention.unflatten(1, (side, side))
-        return Caption(self.vocabulary.decode(found.ids), found.log_probability, words, attention)
+        return Caption(self.vocabulary.decode(hypothesis.ids), hypothesis.log_probability, words, attention)
 
 
 def _device(name: str) -> torch.device:
@@ -228,10 +228,10 @@ def _device(name: str) -> torch.device:
         raise InputError(f"device {name!r} cannot be used here: {str(error).splitlines()[0][:120]}") from error
 
 
-def _model_of(exported: ModelBundle, run: Path) -> Captioner:
-    model = Captioner(exported.config, len(exported.vocabulary))
+def _model_of(bundle: ModelBundle, run: Path) -> Captioner:
+    model = Captioner(bundle.config, len(bundle.vocabulary))
     try:
-        model.load_state_dict(exported.weights)
+        model.load_state_dict(bundle.weights)
     except RuntimeError as error:
         lines = "\n".join(line[:160] for line in str(error).splitlines()[:6])
         raise InputError(
@@ -241,18 +241,18 @@ def _model_of(exported: ModelBundle, run: Path) -> Captioner:
 
 
 def loaded(run: Path, which: str = "best") -> ModelBundle:
-    """The weights of a run's checkpoint ``best``, ``latest`` or ``step-N``, or of a folder that launch.export wrote.
+    """The weights of a run's checkpoint ``best``, ``latest`` or ``step-N``, or those that ``captioning export`` wrote.
 
     Raises:
         InputError: when there is no such checkpoint, or it does not verify.
     """
     if model_bundle.is_model_folder(run):
         return model_bundle.read(run)
-    found = checkpoint.find(run, which, lambda message: warnings.warn(message, stacklevel=2))
-    config = configuration.load_saved(found.folder / "config.yaml")
-    vocabulary = vocab.from_json(found.text("vocabulary.json"), str(found.folder / "vocabulary.json"))
-    origin = f"Step {found.state.step:,} of the run {run.resolve().name}."
-    return ModelBundle(config, vocabulary, found.captioner(), found.state.step, origin)
+    saved = checkpoint.find(run, which, lambda message: warnings.warn(message, stacklevel=2))
+    config = configuration.load_saved(saved.folder / "config.yaml")
+    vocabulary = vocab.from_json(saved.text("vocabulary.json"), str(saved.folder / "vocabulary.json"))
+    origin = f"Step {saved.state.step:,} of the run {run.resolve().name}."
+    return ModelBundle(config, vocabulary, saved.captioner(), saved.state.step, origin)
 
 
 def opened(image: ImageLike) -> Image.Image:

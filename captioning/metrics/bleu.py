@@ -17,13 +17,13 @@ def bleu(captions: TokenizedCaptions) -> list[Metric]:
     matched, guessed = [], []
     for n, order in enumerate(counted.orders[:BLEU_ORDERS], start=1):
         ours, theirs = order.candidates, order.references
-        keys, most = most_of_each(counted.owner[theirs.caption] * order.grams + theirs.gram, theirs.count)
+        keys, most = most_of_each(counted.image_index[theirs.caption] * order.grams + theirs.gram, theirs.count)
         clipped = np.minimum(ours.count, looked_up(keys, most, ours.caption * order.grams + ours.gram))
         matched.append(np.bincount(ours.caption, clipped, minlength=images))
         guessed.append(np.maximum(0, counted.candidate_lengths - n + 1))
     # The closest length, the shorter of two equally close: the least of (distance, length), as one number.
     length, longest = counted.reference_lengths, int(counted.reference_lengths.max()) + 1
-    distance = np.abs(length - counted.candidate_lengths[counted.owner])
+    distance = np.abs(length - counted.candidate_lengths[counted.image_index])
     closest = counted.per_image(np.minimum, distance * longest + length) % longest
     sums = np.stack([*matched, *guessed, counted.candidate_lengths, closest], axis=1).astype(np.float64)
     totals = [partial(bleu_of_sums, n) for n in range(1, BLEU_ORDERS + 1)]

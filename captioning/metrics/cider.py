@@ -22,11 +22,11 @@ def cider(counted: Corpus, penalised: bool, sigma: float = 6.0) -> Floats:
     ``penalised`` gives CIDEr-D, which clips repeated n-grams and penalises another length; it is what the COCO
     evaluation prints as CIDEr.
     """
-    images, references = len(counted.candidate_lengths), len(counted.owner)
+    images, references = len(counted.candidate_lengths), len(counted.image_index)
     total = np.zeros(references)
     for order in counted.orders[:CIDER_ORDERS]:
         ours, theirs = order.candidates, order.references
-        image = counted.owner[theirs.caption]
+        image = counted.image_index[theirs.caption]
         documents = np.unique(image * order.grams + theirs.gram) % order.grams
         frequency = np.bincount(documents, minlength=order.grams)
         rarity = np.log(images) - np.log(np.maximum(1, frequency))
@@ -35,9 +35,9 @@ def cider(counted: Corpus, penalised: bool, sigma: float = 6.0) -> Floats:
         their_norms = np.sqrt(np.bincount(theirs.caption, their_weights**2, minlength=references))
         found = looked_up(ours.caption * order.grams + ours.gram, weights, image * order.grams + theirs.gram)
         products = (np.minimum(found, their_weights) if penalised else found) * their_weights
-        scale = norms[counted.owner] * their_norms
+        scale = norms[counted.image_index] * their_norms
         total += np.bincount(theirs.caption, products, minlength=references) / np.where(scale > 0, scale, 1.0)
     if penalised:
         ours_long, theirs_long = (np.maximum(0, n - 1) for n in (counted.candidate_lengths, counted.reference_lengths))
-        total *= np.exp(-((ours_long[counted.owner] - theirs_long) ** 2) / (2 * sigma**2))
-    return 10.0 * counted.per_image(np.add, total) / CIDER_ORDERS / np.bincount(counted.owner)
+        total *= np.exp(-((ours_long[counted.image_index] - theirs_long) ** 2) / (2 * sigma**2))
+    return 10.0 * counted.per_image(np.add, total) / CIDER_ORDERS / np.bincount(counted.image_index)

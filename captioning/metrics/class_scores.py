@@ -85,8 +85,8 @@ def score_classes(
     named = np.zeros((len(labels), len(names) + 1))
     for i, label in enumerate(labels):
         if label is not None:
-            found = class_named(captions[i], classes)
-            images[i, classes[name_words(label, words)]] = named[i, len(names) if found is None else found] = 1
+            column = class_named(captions[i], classes)
+            images[i, classes[name_words(label, words)]] = named[i, len(names) if column is None else column] = 1
     confusion = (images.T @ named).astype(np.int64)
     return ClassScores(names, confusion, bleu4.total(images.T @ bleu4.sums), tuple(_metrics(images, named[:, :-1])))
 

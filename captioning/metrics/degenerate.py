@@ -33,10 +33,10 @@ def repeats(captions: Words) -> np.ndarray:
     at = np.flatnonzero(left > 2)
     triples = np.stack([caption[at], words[at], words[at + 1], words[at + 2]])
     distinct, times = np.unique(triples, axis=1, return_counts=True)
-    found = np.zeros(len(captions.lengths), dtype=bool)
-    found[twice] = True
-    found[distinct[0, times > 1]] = True
-    return found
+    repeating = np.zeros(len(captions.lengths), dtype=bool)
+    repeating[twice] = True
+    repeating[distinct[0, times > 1]] = True
+    return repeating
 
 
 def distinct_captions(captions: Words, images: Integers) -> int:

@@ -44,14 +44,14 @@ def differences(a: Sequence[Metric], b: Sequence[Metric]) -> list[Difference]:
     # B - A, added to A for the images whose captions change hands and taken from B for them.
     moved = [Metric(y.name, y.each - x.each, y.sums - x.sums, lambda sums: sums) for x, y in zip(a, b, strict=True)]
     shuffled = _totals(moved, _every_other)
-    found = []
+    results = []
     for x, y, resampled_a, resampled_b, change in zip(a, b, drawn_a, drawn_b, shuffled, strict=True):
         sum_a, sum_b = x.sums.sum(axis=0), y.sums.sum(axis=0)
         by_chance = np.abs(y.total(sum_b - change) - x.total(sum_a + change))
         observed = abs(y.value - x.value)
         p_value = (1 + int((by_chance >= observed - 1e-12).sum())) / (1 + len(by_chance))
-        found.append(Difference(x.name, x.value, y.value, _middle(resampled_b - resampled_a), p_value))
-    return found
+        results.append(Difference(x.name, x.value, y.value, _middle(resampled_b - resampled_a), p_value))
+    return results
 
 
 def _middle(values: Floats) -> Interval:

@@ -36,13 +36,13 @@ def measure_in_java(
     candidates: list[Tokens], references: list[list[Tokens]], seconds: float
 ) -> tuple[list[Metric], dict[str, str]]:
     """METEOR and SPICE, at most ``seconds`` each; and for each that is not to be had, the reason."""
-    found, skipped = [], {}
+    metrics, skipped = [], {}
     for name, metric in (("METEOR", meteor), ("SPICE", spice)):
         try:
-            found.append(metric(candidates, references, seconds))
+            metrics.append(metric(candidates, references, seconds))
         except UnavailableError as reason:
             skipped[name] = str(reason)
-    return found, skipped
+    return metrics, skipped
 
 
 def meteor(candidates: list[Tokens], references: list[list[Tokens]], seconds: float) -> Metric:

@@ -34,16 +34,16 @@ class Order:
 
 @dataclass(frozen=True)
 class Corpus:
-    """One candidate for each of N images, and their R references together; ``owner`` [R] is a reference's image."""
+    """One candidate for each of N images, and their R references; ``image_index`` [R] is a reference's image."""
 
     orders: tuple[Order, ...]
     candidate_lengths: Integers
     reference_lengths: Integers
-    owner: Integers
+    image_index: Integers
 
     def per_image(self, reduce: np.ufunc, values: np.ndarray) -> np.ndarray:
         """Values of the references [R, ...] reduced to one an image [N, ...]; ``np.add``, ``np.maximum`` ..."""
-        return reduce.reduceat(values, np.searchsorted(self.owner, np.arange(len(self.candidate_lengths))))
+        return reduce.reduceat(values, np.searchsorted(self.image_index, np.arange(len(self.candidate_lengths))))
 
 
 def corpus(candidates: list[Tokens], references: list[list[Tokens]], orders: int) -> Corpus:
@@ -58,11 +58,11 @@ def corpus(candidates: list[Tokens], references: list[list[Tokens]], orders: int
     lengths = np.array([len(caption) for caption in captions], dtype=np.int64)
     numbers: dict[str, int] = {}
     words = np.array([numbers.setdefault(w, len(numbers)) for c in captions for w in c], dtype=np.int64)
-    owner = np.repeat(np.arange(len(references)), [len(of_image) for of_image in references])
+    image_index = np.repeat(np.arange(len(references)), [len(of_image) for of_image in references])
     counted = _orders(
         words, np.repeat(np.arange(len(captions)), lengths), max(1, len(numbers)), len(candidates), orders
     )
-    return Corpus(tuple(counted), lengths[: len(candidates)], lengths[len(candidates) :], owner)
+    return Corpus(tuple(counted), lengths[: len(candidates)], lengths[len(candidates) :], image_index)
 
 
 def _orders(words: Integers, caption_of: Integers, vocabulary: int, candidates: int, orders: int) -> list[Order]:

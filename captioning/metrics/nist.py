@@ -16,7 +16,7 @@ def nist(captions: TokenizedCaptions) -> list[Metric]:
     The information an n-gram carries is taken from all references, also where an image is scored alone.
     """
     counted = captions.counted
-    references = len(counted.owner)
+    references = len(counted.image_index)
     information, guessed, chosen_lengths = [], [], []
     before = np.array([counted.reference_lengths.sum()])
     for n, order in enumerate(counted.orders[:NIST_ORDERS], start=1):
@@ -27,7 +27,7 @@ def nist(captions: TokenizedCaptions) -> list[Metric]:
         seen = np.flatnonzero(occurrences)
         weight[seen] = np.log2(before[prefix[seen]] / occurrences[seen])
         keys = ours.caption * order.grams + ours.gram
-        wanted = counted.owner[theirs.caption] * order.grams + theirs.gram
+        wanted = counted.image_index[theirs.caption] * order.grams + theirs.gram
         both = np.minimum(theirs.count, looked_up(keys, ours.count, wanted))
         overlap = np.bincount(theirs.caption, both * weight[theirs.gram], minlength=references)
         best = _best_reference(counted, overlap)
@@ -42,8 +42,8 @@ def nist(captions: TokenizedCaptions) -> list[Metric]:
 
 def _best_reference(counted: Corpus, overlap: np.ndarray) -> Integers:
     """Each image's reference with the most information in common, the longest of those."""
-    order = np.lexsort((counted.reference_lengths, overlap, counted.owner))
-    return order[np.cumsum(np.bincount(counted.owner)) - 1]
+    order = np.lexsort((counted.reference_lengths, overlap, counted.image_index))
+    return order[np.cumsum(np.bincount(counted.image_index)) - 1]
 
 
 def _nist(n: int, sums: Floats) -> Floats:

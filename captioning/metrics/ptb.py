@@ -1,7 +1,7 @@
 """Words for scoring, as Stanford's PTBTokenizer and the COCO evaluation's list of punctuation leave them; no Java.
 
 The rules follow the behaviour of the tokenizer that pycocoevalcap runs (CoreNLP 3.4.1, ``-preserveLines -lowerCase``,
-https://nlp.stanford.edu/software/tokenizer.html), found by asking it. tests/test_ptb.py measures the agreement.
+https://nlp.stanford.edu/software/tokenizer.html), found by asking it. tests/unit/test_ptb.py measures the agreement.
 """
 
 import html

@@ -181,7 +181,7 @@ class _Step:
 
 def _read_back(trace: list[_Step], options: SearchOptions) -> list[list[Hypothesis]]:
     """The ended captions of each image, the best first: of every group as many as it has beams."""
-    size, found = options.beam_size // options.beam_groups, []
+    size, hypotheses = options.beam_size // options.beam_groups, []
     for image in range(len(trace[0].words)):
         ends: list[list[tuple[float, int, int, float]]] = [[] for _ in range(options.beam_groups)]
         for t, step in enumerate(trace):
@@ -190,8 +190,8 @@ def _read_back(trace: list[_Step], options: SearchOptions) -> list[list[Hypothes
                     rank = -log_probability / (t + 1) ** options.length_penalty
                     ends[beam // size].append((rank, t, beam, log_probability))
         kept = sorted(end for group in ends for end in sorted(group)[:size])
-        found.append([_backtrack(trace, image, t, beam, total) for _, t, beam, total in kept])
-    return found
+        hypotheses.append([_backtrack(trace, image, t, beam, total) for _, t, beam, total in kept])
+    return hypotheses
 
 
 def _backtrack(trace: list[_Step], image: int, t: int, beam: int, log_probability: float) -> Hypothesis:

@@ -103,8 +103,8 @@ def curves_of(run: Path) -> dict[str, list[tuple[int, float]]]:
         return {}
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={SCALARS: 0})
     events.Reload()
-    found = {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()[SCALARS]}
-    return {tag: sorted(points.items()) for tag, points in found.items()}
+    points_of = {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()[SCALARS]}
+    return {tag: sorted(points.items()) for tag, points in points_of.items()}
 
 
 def validations_of(run: Path) -> list[dict[str, Any]]:
@@ -131,7 +131,7 @@ def _evaluation(run: Path, step: int, val: Index | None, notes: list[str]) -> tu
     captioned = {int(found[1]): path for path in run.iterdir() if (found := _CAPTIONS.fullmatch(path.name))}
     if val is None or not captioned:
         if not captioned:
-            notes.append(f"No captions of the validation split: `python -m launch.evaluate {run}` writes them.")
+            notes.append(f"No captions of the validation split: `captioning evaluate {run}` writes them.")
         return None, None
     chosen = step if step in captioned else max(captioned)
     try:
@@ -166,15 +166,15 @@ def _examples(
         else:
             images.append((row, sample.image_bytes))
     said = predictor.each(data for _, data in images)
-    found = []
+    examples = []
     for (row, data), caption in zip(images, said, strict=True):
         if isinstance(caption, InputError):
             notes.append(f"An image is not shown: {caption}")
             continue
         known = captioned.references[row]
         image_id, scored, score = captioned.image_ids[row], captioned.captions[row], float(each[row])
-        found.append(Example(image_id, opened(data), caption, known.captions, scored, score, known.label))
-    return found
+        examples.append(Example(image_id, opened(data), caption, known.captions, scored, score, known.label))
+    return examples
 
 
 def _sample(index: Index, number: int) -> Sample | UnreadableSample | InputError:

@@ -81,26 +81,27 @@ def _head(facts: Facts) -> str:
 
 
 def _scores(facts: Facts) -> str:
-    found = facts.evaluation
-    if found is None:
+    evaluation = facts.evaluation
+    if evaluation is None:
         return ""
-    elsewhere = {metric.name for metric in found.classes.metrics} if found.classes else set()  # the section on classes
+    classes = evaluation.classes  # they have a section of their own
+    elsewhere = {metric.name for metric in classes.metrics} if classes else set()
     rows = []
-    for metric in (metric for metric in found.metrics if metric.name not in elsewhere):
-        low, high = found.intervals[metric.name]
+    for metric in (metric for metric in evaluation.metrics if metric.name not in elsewhere):
+        low, high = evaluation.intervals[metric.name]
         rows.append([escape(metric.name), f"{metric.value:.4f}", f"{low:.4f} – {high:.4f}"])
     left_out = [
-        (len(found.captioned.missing), "images could not be read or have no references, and are not scored"),
-        (len(found.captioned.empty), "captions have no word, and are scored as they are"),
+        (len(evaluation.captioned.missing), "images could not be read or have no references, and are not scored"),
+        (len(evaluation.captioned.empty), "captions have no word, and are scored as they are"),
     ]
     notes = "".join(f"<p>{count:,} {what}.</p>" for count, what in left_out if count)
     return (
-        f"<p>{len(found.captioned):,} validation images at step {facts.evaluated_step:,}, each captioned freely and "
-        "scored once against all its references.</p>"
+        f"<p>{len(evaluation.captioned):,} validation images at step {facts.evaluated_step:,}, each captioned freely "
+        "and scored once against all its references.</p>"
         f"{table(('metric', 'score', f'{LEVEL:.0%} interval'), rows, numbers=(1, 2))}"
         f'<p class="small soft">Intervals: percentile bootstrap over images, {RESAMPLES:,} resamples. Words by '
-        f"{escape(found.captioned.tokenizer)}. "
-        f"“{SHUFFLED}” is what these captions get beside other images.{_provenance(facts)}</p>{notes}"
+        f"{escape(evaluation.captioned.tokenizer)}. "
+        f"“{SHUFFLED}” is what these captions get against other images' references.{_provenance(facts)}</p>{notes}"
     )
 
 

@@ -16,16 +16,16 @@ _THUMBNAIL = 240  # longest side in pixels
 def write_pairs(folder: Path, train: Index, compared: Sequence[tuple[Index, Overlap]], most: int) -> Path:
     """Write DIR/index.html: the numbers of each comparison and its ``most`` nearest pairs. Returns its path."""
     body = [f"<h1>What {escape(train.name)} shares with other splits</h1>"]
-    for other, found in compared:
-        body.append(f"<h2>{escape(found.val)}</h2>\n<p>{escape(str(found))}.</p>")
-        if found.packing_differs:
-            body.append(f"<p>Packed otherwise: {escape('; '.join(found.packing_differs))}.</p>")
-        pairs = sorted(found.pairs, key=lambda pair: pair.bits)[:most]
+    for other, shared in compared:
+        body.append(f"<h2>{escape(shared.val)}</h2>\n<p>{escape(str(shared))}.</p>")
+        if shared.packing_differs:
+            body.append(f"<p>Packed otherwise: {escape('; '.join(shared.packing_differs))}.</p>")
+        pairs = sorted(shared.pairs, key=lambda pair: pair.bits)[:most]
         if pairs:
             rows = [_row(train, other, pair) for pair in pairs]
-            body.append(table((escape(found.val), escape(found.train), "why", "bits that differ"), rows, (3,)))
-        if len(found.pairs) > len(pairs):
-            body.append(f"<p>... and {len(found.pairs) - len(pairs):,} more.</p>")
+            body.append(table((escape(shared.val), escape(shared.train), "why", "bits that differ"), rows, (3,)))
+        if len(shared.pairs) > len(pairs):
+            body.append(f"<p>... and {len(shared.pairs) - len(pairs):,} more.</p>")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "index.html"
     write_atomically(path, page(f"What {train.name} shares", "\n".join(body)).encode(errors="xmlcharrefreplace"))

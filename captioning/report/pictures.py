@@ -25,7 +25,7 @@ GREY, _SHADE = 0.5, 0.85  # what covers places the model did not look at, and ho
 def caption_figure(
     images: Sequence[Image.Image], captions: Sequence[str], right: Sequence[bool | None], title: str
 ) -> Figure:
-    """Images in rows of four with their captions below; green for right, red for wrong, black where not judged."""
+    """Images in rows of four with their captions below; green for right, red for wrong, black where unknown."""
     columns = min(4, len(images))
     rows = -(-len(images) // columns)
     figure, axes = pyplot.subplots(rows, columns, figsize=(3.1 * columns, 3.6 * rows), squeeze=False)

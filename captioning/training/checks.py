@@ -60,18 +60,18 @@ def check_overlap(train: Index, val: Index, config: Config) -> Overlap:
     """
     if val.fingerprint == train.fingerprint and not config.data.allow_overlap:
         raise InputError(f"data.val={config.data.val} holds the very samples of data.train: scores would mean nothing.")
-    found = overlap(train, val)
+    shared = overlap(train, val)
     audit = f"`captioning audit {train.path} {val.path} --html DIR` shows them"
-    if found.same and not config.data.allow_overlap:
+    if shared.same and not config.data.allow_overlap:
         raise InputError(
-            f"data.val={config.data.val} holds {found.same:,} images of data.train ({found}): its scores would be too "
-            f"good.\n{audit}. Divide the data otherwise (`pack table --splits`), or set data.allow_overlap=true."
+            f"data.val={config.data.val} holds {shared.same:,} images of data.train ({shared}): its scores would be "
+            f"too good.\n{audit}. Divide the data otherwise (`pack table --splits`), or set data.allow_overlap=true."
         )
-    if found.same or found.near_duplicates:
-        logger.warning(f"{found}; {audit}")
-    for difference in found.packing_differs:
+    if shared.same or shared.near_duplicates:
+        logger.warning(f"{shared}; {audit}")
+    for difference in shared.packing_differs:
         logger.warning(f"data.val is packed otherwise than data.train: {difference}")
-    return found
+    return shared
 
 
 def compare_with_folder(config: Config, folder: RunFolder) -> list[str]:

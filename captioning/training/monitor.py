@@ -5,7 +5,8 @@ import logging
 import resource
 import secrets
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from captioning.data.collate import CaptionBatch
 from captioning.data.stored_features import stored_features
 from captioning.evaluation import provenance
 from captioning.runs.patient_files import PatientFiles, PatientLog
-from captioning.runs.progress import is_quiet, progress
+from captioning.runs.progress import Progress, is_quiet, progress
 from captioning.training.event_file import EventWriter
 from captioning.training.preparation import Experiment
 from shards.dataset import ShardDataset
@@ -34,6 +35,7 @@ from shards.reader import UnreadableSample, read_sample
 
 logger = logging.getLogger(__name__)
 WATCHED_IMAGES = 8  # of the validation split, spread over it, the same at every validation
+HEADLINES = ("CIDEr", "BLEU-4", "ROUGE-L")  # scores shown in the terminal; all are in scores.jsonl and TensorBoard
 LOG_COLUMNS = 160  # width of a line where there is no terminal to fit
 VARIED = ("seed", "precision", "encoder", "decoder", "train", "optim")  # what runs are compared by, in TensorBoard's
 OF_SCORES = ("val/loss", "val/CIDEr", "val/BLEU-4")  # table of hyper-parameters, and how they ended
@@ -92,8 +94,8 @@ class Monitor:
         self._wandb = wandb_run(config) if config.monitor.trackers == "wandb" else None
         self._watched = _watched_images(experiment.val) if experiment.val else {}
         self._started = time.monotonic()
-        self._progress = progress("training", self.console)
-        self._task = self._progress.add_task("", total=self.total_steps, completed=self.first_step, numbers="")
+        self._progress = progress(self.console)
+        self._task = self._progress.add_task("training", total=self.total_steps, completed=self.first_step, numbers=())
         self._progress.start()
 
     def _write_settings(self, config: Config) -> None:
@@ -127,10 +129,10 @@ class Monitor:
             return
         if scalars is not None:
             self._log(scalars, step)
-            numbers = _line(scalars)
+            numbers = _numbers(scalars)
             self._progress.update(self._task, numbers=numbers)
             if not (self.console.is_terminal or is_quiet()):
-                self.say(f"step {step}/{self.total_steps}  {numbers}  eta {self._time_to_go(step)}")
+                self.say("  ".join((f"step {step}/{self.total_steps}", f"eta {self._time_to_go(step)}", *numbers)))
         self._progress.update(self._task, completed=step)
 
     def _time_to_go(self, step: int) -> timedelta:
@@ -147,11 +149,34 @@ class Monitor:
             except Exception as error:  # whatever it meets, a full disk say: training does not depend on it
                 logger.warning(f"wandb could not log step {step}: {reason_of(error)}")
 
+    @contextmanager
+    def validating(self) -> Iterator[Progress]:
+        """A bar of its own for a validation; yields a function to call with (done, total)."""
+        if not self.is_main:
+            yield lambda done, total: None
+            return
+        task = self._progress.add_task("validation", total=None, numbers=())
+        try:
+            yield lambda done, total: self._progress.update(task, completed=done, total=total)
+        finally:
+            self._progress.remove_task(task)
+
     def validated(
-        self, step: int, epoch: float, scores: dict[str, float], forced: dict[str, float], captions: dict[int, str]
+        self,
+        step: int,
+        epoch: float,
+        scores: dict[str, float],
+        forced: dict[str, float],
+        captions: dict[int, str],
+        is_best: bool,
     ) -> None:
-        """Scores of the captions of the validation split, and what is said of the watched images; ``captions`` by
-        sample number. Apart from them, since they are no scores: loss and perplexity of the references, ``forced``."""
+        """Log the scores of a validation, and the captions of the watched images.
+
+        Args:
+            forced: loss and perplexity of the references under teacher forcing, which are no scores.
+            captions: by sample number.
+            is_best: by ``evaluate.best_metric``, of the run so far.
+        """
         if not self.is_main:
             return
         line = {"step": step, "epoch": epoch, **scores, "teacher_forcing": forced, "provenance": self._provenance}
@@ -163,8 +188,8 @@ class Monitor:
         self.flush()
         if is_quiet():
             return
-        said, apart = ("  ".join(f"{name} {value:.3f}" for name, value in of.items()) for of in (scores, forced))
-        self.say(f"validation at step {step}: {said}; teacher forcing, no scores: {apart}")
+        values = "  ".join(f"{name} {scores[name]:.3f}" for name in HEADLINES)
+        self.say(f"validation at step {step}:  {values}{'  * best' if is_best else ''}")
 
     def tested(self, step: int, scores: dict[str, float]) -> None:
         """Scores of the test split, with the checkpoint of ``step``."""
@@ -173,9 +198,7 @@ class Monitor:
             self.say(f"test split, step {step}: " + "  ".join(f"{name} {value:.3f}" for name, value in scores.items()))
 
     def _show_captions(self, step: int, captions: dict[int, str]) -> None:
-        from captioning.report.pictures import (
-            caption_figure,
-        )  # matplotlib takes a second to import: only where it draws
+        from captioning.report.pictures import caption_figure  # matplotlib takes a second to import
 
         shown = {sample: image for sample, image in self._watched.items() if sample in captions}
         if shown:
@@ -229,25 +252,33 @@ def _watched_images(val: Index) -> dict[int, Any]:
     }
 
 
-def _progress_of_learning(scalars: dict[str, float]) -> str:
-    if "train/reward" not in scalars:
-        return f"loss {scalars['train/loss']:.3f}  perplexity {scalars['train/perplexity']:.2f}"
-    return (
-        f"reward {scalars['train/reward']:.3f}  baseline {scalars['train/baseline']:.3f}  "
-        f"{scalars['train/caption_length']:.1f} words  distinct {scalars['train/distinct_fraction']:.0%}"
-    )
-
-
-def _line(scalars: dict[str, float]) -> str:
-    rates = " ".join(
+def _numbers(scalars: dict[str, float]) -> tuple[str, ...]:
+    """For the terminal, what matters most first: a narrow one leaves out the last."""
+    lrs = " ".join(
         f"{name.removeprefix('train/lr/')} {value:.2g}"
         for name, value in scalars.items()
         if name.startswith("train/lr/")
     )
+    first, *others = _learning(scalars)
     return (
-        f"{_progress_of_learning(scalars)}  rate {rates}  "
-        f"{scalars['train/images_per_s']:.0f} images/s  {scalars['train/captions_per_s']:.0f} captions/s  "
-        f"data wait {scalars['train/data_wait_fraction']:.0%}"
+        first,
+        f"{scalars['train/images_per_s']:.0f} images/s",
+        f"data wait {scalars['train/data_wait_fraction']:.0%}",
+        f"lr {lrs}",
+        *others,
+        f"{scalars['train/captions_per_s']:.0f} captions/s",
+    )
+
+
+def _learning(scalars: dict[str, float]) -> tuple[str, ...]:
+    """How well it learns, in numbers of its objective."""
+    if "train/reward" not in scalars:
+        return f"loss {scalars['train/loss']:.3f}", f"perplexity {scalars['train/perplexity']:.2f}"
+    return (
+        f"reward {scalars['train/reward']:.3f}",
+        f"baseline {scalars['train/baseline']:.3f}",
+        f"{scalars['train/caption_length']:.1f} words",
+        f"distinct {scalars['train/distinct_fraction']:.0%}",
     )
 
 
@@ -270,6 +301,6 @@ def start_up_table(
         "model": f"{config.encoder.name} and {config.decoder.name}, "
         f"{trained:.2f} M parameters trained, {frozen:.2f} M frozen",
         "steps": f"{experiment.total_steps(config):,}, {experiment.steps_per_epoch(config):,} an epoch, "
-        f"of which {experiment.state.step:,} are done",
+        f"{experiment.state.step:,} done",
     }
     return rows | ({"changed": "\n".join(experiment.changed)} if experiment.changed else {})

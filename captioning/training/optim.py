@@ -42,7 +42,7 @@ def build_optimizer(model: Captioner, config: OptimConfig) -> torch.optim.Optimi
 
 
 def _parts(model: Captioner, config: OptimConfig) -> Iterator[tuple[str, float, list[nn.Parameter]]]:
-    """Name, peak rate and parameters of each part. The top encoder stage has the encoder's lr, each one below it
+    """Name, maximum lr and parameters of each part. The top encoder stage has the encoder's lr, each one below it
     ``layerwise_lr_decay`` of the one above: the lower, the more general, the less to change (discriminative
     fine-tuning, https://arxiv.org/abs/1801.06146)."""
     for above, (stage, module) in enumerate(list(model.encoder.stages.items())[::-1]):

@@ -125,10 +125,10 @@ def prepare_run(config: Config, folder: RunFolder, ranks: Ranks, stop: StopSigna
             except OSError as error:
                 raise InputError(f"run={config.run} cannot be prepared: {error}") from error
 
-        found = ranks.run_on_main(work, lambda: stop.received is not None)
-        if found is None:
+        prepared = ranks.run_on_main(work, lambda: stop.received is not None)
+        if prepared is None:
             raise stopped_by(ranks.all_gather(stop.received))
-    return found
+    return prepared
 
 
 def prepare(config: Config, folder: RunFolder, world_size: int, on_progress: Progress) -> Experiment:
@@ -155,19 +155,19 @@ def prepare(config: Config, folder: RunFolder, world_size: int, on_progress: Pro
     refuse_lost_checkpoints(folder)
     if run.exists():
         folder.hold(meanwhile=lambda: on_progress(0, len(train)))
-    found = _checkpoint_to_continue(folder, train)
+    saved = _checkpoint_to_continue(folder, train)
     stored = None
-    if found is None and (other := init_weights(config)):
+    if saved is None and (other := init_weights(config)):
         stored = other.vocabulary
         begun = Captioner(config, len(stored))
         put(other, config, begun)  # fails here, before anything is written
         encoder = begun.encoder
-    elif found is None:
+    elif saved is None:
         encoder = first_encoder(config)  # and so does this
     else:
-        stored = vocab.from_json(found.text("vocabulary.json"), str(found.folder / "vocabulary.json"))
+        stored = vocab.from_json(saved.text("vocabulary.json"), str(saved.folder / "vocabulary.json"))
     for split in (train, val):
-        check_encoder(split, config, encoder.state_dict if found is None else lambda: encoder_part(found.model()))
+        check_encoder(split, config, encoder.state_dict if saved is None else lambda: encoder_part(saved.model()))
     folder.hold()
     write_atomically(run / "config.yaml", save_text(config).encode())  # first: it makes the folder a run's
     threshold, max_words = config.data.min_word_freq, config.data.max_words
@@ -192,9 +192,9 @@ def prepare(config: Config, folder: RunFolder, world_size: int, on_progress: Pro
     if OBJECTIVES[config.train.objective].needs_references:
         with_end = config.self_critical.end_is_a_word
         references = count_references(train, run / "encoded-references", with_end, on_progress)
-    state = found.state if found else RunState(0, 0, world_size, train.fingerprint)
+    state = saved.state if saved else RunState(0, 0, world_size, train.fingerprint)
     return Experiment(
-        train, val, vocabulary, captions, val_captions, references, found, state, changed, loader_workers(config)
+        train, val, vocabulary, captions, val_captions, references, saved, state, changed, loader_workers(config)
     )
 
 
@@ -218,21 +218,21 @@ def _checkpoint_to_continue(folder: RunFolder, train: Index) -> Checkpoint | Non
     """The newest checkpoint that verifies, of this very data; None for a run without any."""
     passed_over: list[str] = []
     run = folder.path
-    found = checkpoint.newest(run, passed_over.append)
+    saved = checkpoint.newest(run, passed_over.append)
     for message in passed_over:
         logger.warning(message)
-    if found is None and passed_over:
+    if saved is None and passed_over:
         raise InputError(
             f"No checkpoint in {run} verifies. To start anew choose another run=FOLDER, or delete this one."
         )
-    if found is not None and found.state.step < (told := folder.last_saved_step()):
+    if saved is not None and saved.state.step < (told := folder.last_saved_step()):
         logger.warning(
-            f"{run} was saved at step {told}; the newest checkpoint that is there is of step {found.state.step}. "
+            f"{run} was saved at step {told}; the newest checkpoint that is there is of step {saved.state.step}. "
             "The steps after it are computed again."
         )
-    if found is not None and found.state.fingerprint != train.fingerprint:
+    if saved is not None and saved.state.fingerprint != train.fingerprint:
         raise InputError(
-            f"{found.folder} was trained on other data: fingerprint {found.state.fingerprint[:16]}, and data.train="
+            f"{saved.folder} was trained on other data: fingerprint {saved.state.fingerprint[:16]}, and data.train="
             f"{train.path} has {train.fingerprint[:16]}. Give the run its own data, or choose another run=FOLDER."
         )
-    return found
+    return saved

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from captioning.config import Config, save_text
 from captioning.data.collate import CaptionBatch
 from captioning.distributed.ranks import Ranks, init_distributed, is_peer_failure
-from captioning.distributed.stop_signals import StoppedError, StopSignals, stopped_by
+from captioning.distributed.stop_signals import StoppedError, StopSignals, stop_signals, stopped_by
 from captioning.distributed.watchdog import Watchdog
 from captioning.runs.mirror import Mirror
 from captioning.runs.run_folder import RunFolder
@@ -36,7 +36,7 @@ from shards.workers import lost_worker
 logger = logging.getLogger(__name__)
 
 
-def train(config: Config, stop: StopSignals) -> str:
+def train(config: Config, stop: StopSignals | None = None) -> str:
     """Run a config to its end, or to a stop signal; the same call again continues it.
 
     Returns:
@@ -45,6 +45,9 @@ def train(config: Config, stop: StopSignals) -> str:
     Raises:
         InputError: for anything the user can mend: data, settings, a run folder of another experiment, a full disk.
     """
+    if stop is None:
+        with stop_signals() as stop:
+            return train(config, stop)
     if config.train.deterministic:
         enable_determinism()
     accelerator, ranks = init_distributed(config.precision, config.train.world_size, config.train.hang_seconds)
@@ -220,22 +223,22 @@ class Trainer:
                 self.why = f", {why}"
                 return
             self._at("reading its samples")
-            micro_batches, scope, holes = self._read(steps)
+            micro_batches, scope, unreadable = self._read(steps)
             first = self.experiment.step_range(self.state.step, self.config)[1] == 0
-            so_far = int(holes) + (0 if first else self.state.epoch_unreadable)
+            so_far = int(unreadable) + (0 if first else self.state.epoch_unreadable)
             self.state = replace(self.state, epoch_unreadable=so_far)
-            if holes:
+            if unreadable:
                 report_unreadable(
                     micro_batches, so_far, len(self.experiment.train), self.config, self.ranks, self.monitor
                 )
             self._at("computing the update")
             self.train_step.lr_decays = self.state.lr_decays
-            update = self.train_step.step(scope, micro_batches)
-            self._advance(micro_batches, update)
-            self.monitor.step(self.state.step, self._scalars(scope, update) if scope.detailed else None)
+            result = self.train_step.step(scope, micro_batches)
+            self._advance(micro_batches, result)
+            self.monitor.step(self.state.step, self._scalars(scope, result) if scope.detailed else None)
 
     def _read(self, steps: Iterator[list[CaptionBatch]]) -> tuple[list[CaptionBatch], StepScope, float]:
-        """The rank's micro-batches of the next step; that step's scope, and holes of it on all ranks.
+        """The rank's micro-batches of the next step; that step's scope, and its unreadable samples on all ranks.
 
         Raises:
             StoppedError: on every rank, when one was told to stop.
@@ -252,13 +255,13 @@ class Trainer:
         mine = scope_alone(self.state.step, micro_batches)
         counts = [mine.images, mine.targets, sum(len(b.unreadable) for b in micro_batches)]
         flags = [objection is not None, self.stop.received is not None]
-        images, targets, holes, failed, stopping = self.ranks.all_reduce_sum([*counts, *flags])
+        images, targets, unreadable, failed, stopping = self.ranks.all_reduce_sum([*counts, *flags])
         if failed:
             raise InputError(next(filter(None, self.ranks.all_gather(objection))))
         if stopping:
             raise stopped_by(self.ranks.all_gather(self.stop.received))
         logging = self._is_time(self.config.monitor.log_every_steps, self.state.step + 1)
-        return micro_batches, StepScope(self.state.step, images, targets, self.ranks.world_size, logging), holes
+        return micro_batches, StepScope(self.state.step, images, targets, self.ranks.world_size, logging), unreadable
 
     def _at(self, what: str) -> None:
         self.watchdog.at(self.state.step + 1, what)
@@ -267,28 +270,28 @@ class Trainer:
         step = self.state.step if step is None else step
         return step > 0 and (step % every_steps == 0 or step == self.total_steps)
 
-    def _advance(self, micro_batches: list[CaptionBatch], update: StepResult) -> None:
+    def _advance(self, micro_batches: list[CaptionBatch], result: StepResult) -> None:
         """The step is done: count its samples, enter them in the ledger, show it."""
         _, start, stop = self.experiment.step_range(self.state.step, self.config)
         self.state = replace(
             self.state,
             step=self.state.step + 1,
             samples_seen=self.state.samples_seen + stop - start,
-            skipped_steps=self.state.skipped_steps + update.skipped,
+            skipped_steps=self.state.skipped_steps + result.skipped,
         )
         if self.ledger:
             self.ledger.write(micro_batches)
         self.clock.count(micro_batches)
-        if update.skipped:
+        if result.skipped:
             self.monitor.say(f"step {self.state.step}: the gradient is not finite; the update is skipped")
-            if update.culprits:
-                self.monitor.say(f"no finite loss:\n{listed(update.culprits)}")
+            if result.culprits:
+                self.monitor.say(f"no finite loss:\n{listed(result.culprits)}")
 
-    def _scalars(self, scope: StepScope, update: StepResult) -> dict[str, float]:
+    def _scalars(self, scope: StepScope, result: StepResult) -> dict[str, float]:
         scalars = {
-            **self.train_step.scalars(scope, update),
+            **self.train_step.scalars(scope, result),
             "train/skipped_steps": float(self.state.skipped_steps),
-            "train/holes": float(self.state.epoch_unreadable),
+            "train/unreadable": float(self.state.epoch_unreadable),
             **self.clock.reading(self.ranks.world_size),
         }
         self.clock.reset()

@@ -47,8 +47,10 @@ class Validation:
         loss = SplitLoss(captioner, self.experiment.val_captions)
         work = CaptionSplit(captioner, self.experiment.vocabulary, val, self.config, self.ranks, device)
         self.train_step.replica.share_buffers()
-        with self.train_step.averaged(), self.accelerator.autocast():
+        with self.train_step.averaged(), self.accelerator.autocast(), self.monitor.validating() as on_progress:
+            on_progress(0, work.stop - work.start)
             for batch in work:
+                on_progress(work.done, work.stop - work.start)
                 if batch is not None:
                     loss.add(batch)
                 self._stop_if_told(state)
@@ -60,13 +62,14 @@ class Validation:
             raise stopped_by(self.ranks.all_gather(self.stop.received))
         mean = loss.mean(self.ranks)
         forced = {"loss": mean, "perplexity": perplexity(mean)}
+        updated = update_best(state, self.config.evaluate, {**scores, "loss": mean})
         if self.ranks.is_main:
             path = Path(self.config.run) / f"captions-val-step-{state.step}.json"
             self.monitor.files.write(path, json.dumps(captions.results(val), ensure_ascii=False).encode())
+            is_best = updated.best_step == state.step
             epoch = state.samples_seen / len(self.experiment.train)
-            self.monitor.validated(state.step, epoch, scores, forced, captions.of_sample)
-        state = update_best(state, self.config.evaluate, {**scores, "loss": mean})
-        return replace(state, lr_decays=decays_after(state, self.config.optim))
+            self.monitor.validated(state.step, epoch, scores, forced, captions.of_sample, is_best)
+        return replace(updated, lr_decays=decays_after(updated, self.config.optim))
 
     def _stop_if_told(self, state: RunState) -> None:
         self.watchdog.at(state.step + 1, "waiting for the other ranks, validating")

@@ -25,11 +25,11 @@ def main() -> None:
     arguments = parser(mode).parse_args()
     from launch.bench import table
 
-    found = table.machine()
+    machine = table.machine()
     tables = _module(arguments.mode).measure(arguments)
-    table.show(tables, found)
+    table.show(tables, machine)
     if arguments.json:
-        table.write(Path(arguments.json), tables, found)
+        table.write(Path(arguments.json), tables, machine)
 
 
 def parser(mode: str | None = None) -> argparse.ArgumentParser:

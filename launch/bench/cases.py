@@ -79,15 +79,15 @@ def cases(arguments: argparse.Namespace) -> list[Case]:
     Raises:
         InputError: for one that is not of the form, or names no encoder, stage, decoder or precision.
     """
-    found = []
+    chosen = []
     for text in arguments.case:
         parts = text.split(":")
         if len(parts) != 4:
             raise InputError(f"--case {text}: it is written ENCODER:TRAINABLE:DECODER:PRECISION.")
         encoder, trainable, decoder, precision = parts
-        found.append(Case(encoder, trainable, decoder, precision, arguments.batch_size, arguments.image_size))
-        _ = found[-1].config  # refused here rather than half-way
-    return found
+        chosen.append(Case(encoder, trainable, decoder, precision, arguments.batch_size, arguments.image_size))
+        _ = chosen[-1].config  # refused here rather than half-way
+    return chosen
 
 
 def noise_batch(case: Case, captions: int = 5, seed: int = 0) -> CaptionBatch:
@@ -102,7 +102,7 @@ def noise_batch(case: Case, captions: int = 5, seed: int = 0) -> CaptionBatch:
     return CaptionBatch(0, 0, images, pad_captions(words), keys, ())
 
 
-def stepper_of(case: Case, vocabulary_size: int = WORDS) -> TrainStep:
+def train_step_of(case: Case, vocabulary_size: int = WORDS) -> TrainStep:
     """The training step of a run on this machine's device, alone."""
     torch.manual_seed(0)
     accelerator, ranks = init_distributed(case.precision)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from captioning.training.objectives import StepScope
-from launch.bench.cases import Case, add_case_arguments, cases, noise_batch, stepper_of
+from launch.bench.cases import Case, add_case_arguments, cases, noise_batch, train_step_of
 from launch.bench.table import Cell, Table
 
 ON_GPU = ["resnet101:layer2:attention:bf16"]
@@ -92,8 +92,8 @@ def _run(case: Case, world_size: int, steps: int) -> Measured:
         port = free.getsockname()[1]
     with ProcessPoolExecutor(world_size, multiprocessing.get_context("spawn")) as processes:
         ranks = [processes.submit(_rank, case, rank, world_size, port, steps) for rank in range(world_size)]
-        found = [rank.result() for rank in ranks]
-    return max(found, key=lambda measured: measured.seconds)
+        results = [rank.result() for rank in ranks]
+    return max(results, key=lambda measured: measured.seconds)
 
 
 def _rank(case: Case, rank: int, world_size: int, port: int, steps: int) -> Measured:
@@ -102,7 +102,7 @@ def _rank(case: Case, rank: int, world_size: int, port: int, steps: int) -> Meas
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
     whole = replace(case, batch_size=case.batch_size * world_size)
-    train_step, batch = stepper_of(whole), noise_batch(case, seed=rank)
+    train_step, batch = train_step_of(whole), noise_batch(case, seed=rank)
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))  # one process too: two then have as much each
     batch = batch.to(train_step.accelerator.device)
     targets = train_step.ranks.all_reduce_sum([float(batch.targets)])[0]

@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from captioning.training.objectives import scope_alone
-from launch.bench.cases import Case, add_case_arguments, alone, cases, noise_batch, stepper_of
+from launch.bench.cases import Case, add_case_arguments, alone, cases, noise_batch, train_step_of
 from launch.bench.table import Cell, Table
 from launch.bench.timing import side_by_side
 
@@ -49,7 +49,7 @@ def measure(arguments: argparse.Namespace) -> list[Table]:
 
 
 def _row(case: Case, rounds: int) -> list[Cell]:
-    train_step, batch = stepper_of(case), noise_batch(case)
+    train_step, batch = train_step_of(case), noise_batch(case)
     batch = batch.to(train_step.accelerator.device)
     counter = iter(range(1_000_000))
 

@@ -48,15 +48,15 @@ def machine() -> dict[str, Any]:
 def command() -> str:
     """This process's command line, as it would be typed."""
     mode = " ".join(map(shlex.quote, sys.argv[1:]))
-    return f"python -m launch.bench {mode}"
+    return f"captioning bench {mode}"
 
 
-def show(tables: list[Table], found: dict[str, Any]) -> None:
+def show(tables: list[Table], facts: dict[str, Any]) -> None:
     """Print machine, command and tables."""
     console = Console()
     console.width = max(console.width, 130)  # of a file or a narrow window too: columns cut short tell nothing
     console.print(command(), markup=False, highlight=False)
-    console.print(", ".join(f"{name} {_text(value)}" for name, value in found.items()), markup=False, highlight=False)
+    console.print(", ".join(f"{name} {_text(value)}" for name, value in facts.items()), markup=False, highlight=False)
     for table in tables:
         drawn = RichTable(title=table.title, title_justify="left")
         for number, column in enumerate(table.columns):
@@ -80,9 +80,9 @@ def _text(value: Any) -> str:
             return str(value)
 
 
-def write(path: Path, tables: list[Table], found: dict[str, Any]) -> None:
+def write(path: Path, tables: list[Table], facts: dict[str, Any]) -> None:
     """The same as ``show`` prints, as JSON."""
-    document = {"command": command(), "machine": found, "tables": [asdict(table) for table in tables]}
+    document = {"command": command(), "machine": facts, "tables": [asdict(table) for table in tables]}
     write_atomically(path, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
 
 

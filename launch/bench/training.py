@@ -23,7 +23,7 @@ from captioning.training.preparation import Experiment, prepare
 from captioning.training.train_step import TrainStep
 from launch.bench.baselines.models import BaselineAttention, BaselineLstm, baseline_step
 from launch.bench.baselines.script import BaselineCaptions, baseline_collate
-from launch.bench.cases import Case, add_case_arguments, alone, cases, stepper_of
+from launch.bench.cases import Case, add_case_arguments, alone, cases, train_step_of
 from launch.bench.table import Table
 from launch.bench.timing import side_by_side
 from shards import index as shard_index
@@ -108,10 +108,10 @@ def _timed_steps(turn: Turn, count: int) -> Callable[[], int]:
 def _contenders(case: Case, index: Index, images: list[tuple[Path, str]], run: Path, workers: int) -> dict[str, Turn]:
     data = replace(case.config.data, train=str(index.path), min_word_freq=1)
     config = replace(case.config, run=str(run), data=data)
-    found = prepare(config, RunFolder(config.run), 1, lambda done, total: None)
-    train_step = stepper_of(case, len(found.vocabulary))
-    found = replace(found, workers=workers)
-    streamed = found.train_batches(config, train_step.ranks, torch.cuda.is_available()).steps(0, 1_000_000)
+    experiment = prepare(config, RunFolder(config.run), 1, lambda done, total: None)
+    train_step = train_step_of(case, len(experiment.vocabulary))
+    experiment = replace(experiment, workers=workers)
+    streamed = experiment.train_batches(config, train_step.ranks, torch.cuda.is_available()).steps(0, 1_000_000)
     device = train_step.accelerator.device
     ready = [[b.to(device) for b in next(streamed)] for _ in range(4)]
     per_image = sum(len(b.captions) for step in ready for b in step) / sum(
@@ -122,7 +122,7 @@ def _contenders(case: Case, index: Index, images: list[tuple[Path, str]], run: P
     synthetic = Turn(lambda: 0, per_image)
     repeated = itertools.cycle(ready)
     synthetic.step = lambda: _our_step(train_step, repeated, synthetic)
-    baseline = _baseline(case, found, images, device, workers)
+    baseline = _baseline(case, experiment, images, device, workers)
     return {"from shards": ours, "synthetic": synthetic, "baseline script": Turn(baseline, 1.0)}
 
 
@@ -135,16 +135,16 @@ def _our_step(train_step: TrainStep, steps: Iterator[list[CaptionBatch]], turn: 
 
 
 def _baseline(
-    case: Case, found: Experiment, images: list[tuple[Path, str]], device: torch.device, workers: int
+    case: Case, experiment: Experiment, images: list[tuple[Path, str]], device: torch.device, workers: int
 ) -> Callable[[], int]:
     data = case.config.data
-    dataset = BaselineCaptions(images, found.vocabulary.ids, data.resize_size, data.image_size)
+    dataset = BaselineCaptions(images, experiment.vocabulary.ids, data.resize_size, data.image_size)
     loader = DataLoader(
         dataset, case.batch_size, shuffle=True, num_workers=workers, collate_fn=baseline_collate, drop_last=True,
         persistent_workers=workers > 0, pin_memory=device.type == "cuda",
     )  # fmt: skip
     kind = BaselineLstm if case.decoder == "lstm" else BaselineAttention
-    model = kind(case.encoder, len(found.vocabulary)).to(device).train()
+    model = kind(case.encoder, len(experiment.vocabulary)).to(device).train()
     endless = itertools.chain.from_iterable(itertools.repeat(loader))
 
     def step() -> int:

@@ -30,19 +30,21 @@ def images_at(place: str) -> list[Named]:
         return [(file, file) for file in files]
     path = Path(place)
     if path.is_dir():
-        found = sorted(str(file) for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-        if not found:
+        files = sorted(str(file) for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+        if not files:
             raise InputError(
                 f"{path} holds no images (.jpg, .png, .webp or any other of {len(SUFFIXES)} endings that are read)."
             )
-        return [(file, file) for file in found]
+        return [(file, file) for file in files]
     if not path.exists() and glob.has_magic(place):
-        found = sorted(file for file in glob.glob(place, recursive=True) if Path(file).is_file())  # noqa: PTH207
-        if not found:
+        files = sorted(file for file in glob.glob(place, recursive=True) if Path(file).is_file())  # noqa: PTH207
+        if not files:
             raise InputError(f"{place} matches no file.")
-        return [(file, file) for file in found]
+        return [(file, file) for file in files]
     if path.suffix == ".json" and path.exists():
-        raise InputError(f"{path} is no image. For a packed split use launch.evaluate, or --random N for N of it.")
+        raise InputError(
+            f"{path} is no image. For a packed split use `captioning evaluate`, or --random N for N of it."
+        )
     return [(place, place)]
 
 

@@ -80,12 +80,12 @@ def _part(text: str) -> Part:
 
 def _fractions(text: str) -> dict[str, float]:
     """ "train=0.8,val=0.2" -> fractions that add up to 1."""
-    found: dict[str, float] = {}
+    shares: dict[str, float] = {}
     for item in text.split(","):
         name, _, value = item.strip().partition("=")
-        if not re.fullmatch(SPLIT_NAME, name) or not re.fullmatch(r"\d*\.?\d+", value) or name in found:
+        if not re.fullmatch(SPLIT_NAME, name) or not re.fullmatch(r"\d*\.?\d+", value) or name in shares:
             raise argparse.ArgumentTypeError(f"{item!r}: train=0.8,val=0.1,test=0.1 or the like is wanted")
-        found[name] = float(value)
-    if abs(sum(found.values()) - 1) > 1e-6 or not all(found.values()):
+        shares[name] = float(value)
+    if abs(sum(shares.values()) - 1) > 1e-6 or not all(shares.values()):
         raise argparse.ArgumentTypeError(f"{text!r}: parts above 0 that add up to 1 are wanted")
-    return found
+    return shares

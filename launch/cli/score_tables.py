@@ -44,13 +44,13 @@ def show_teacher_forcing(loss: float, perplexity: float) -> None:
     console.print(f"Teacher forcing, no score: loss {loss:.4f} a word of the references, perplexity {perplexity:.2f}.")
 
 
-def show_differences(names: tuple[str, str], captioned: ScoredCaptions, found: list[Difference]) -> None:
+def show_differences(names: tuple[str, str], captioned: ScoredCaptions, differences: list[Difference]) -> None:
     """Two sets of captions side by side."""
     console.print(f"A  {names[0]}\nB  {names[1]}", soft_wrap=True)
     table = Table(
         "metric", "A", "B", "B - A", "95 % interval", "p", title=f"{len(captioned):,} images", title_justify="left"
     )
-    for d in found:
+    for d in differences:
         interval = f"{d.interval[0]:+.4f} to {d.interval[1]:+.4f}"
         table.add_row(d.name, f"{d.a:.4f}", f"{d.b:.4f}", f"{d.b - d.a:+.4f}", interval, f"{d.p_value:.4f}")
     console.print(table)

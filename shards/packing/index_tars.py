@@ -36,7 +36,7 @@ class Options:
 
 
 @dataclass
-class _Found:
+class _IndexedTar:
     """What one tar holds that can be trained on, and what was left out for which reason."""
 
     shard: Shard
@@ -70,51 +70,51 @@ def index_tars(
     folder = Path(os.path.commonpath([path.parent for path in paths]))
     index_path = folder / f"{split}.json"
     shard_index.refuse_another_file(index_path)
-    found = []
+    indexed = []
     for number, path in enumerate(paths, start=1):
-        found.append(_examine(path, options))
+        indexed.append(_examine(path, options))
         on_progress(number, len(paths))
-    found = _distinct(found, folder)
-    left_out = sum((entry.left_out for entry in found), Counter())
-    kept = [entry for entry in found if entry.samples]
+    indexed = _distinct(indexed, folder)
+    left_out = sum((entry.left_out for entry in indexed), Counter())
+    kept = [entry for entry in indexed if entry.samples]
     if not kept:
-        raise InputError(_nothing(found, left_out, options))
-    packing: dict[str, Any] = {"adopted": True}
+        raise InputError(_nothing(indexed, left_out, options))
+    packing: dict[str, Any] = {"indexed": True}
     if options.caption_field:
         packing["caption_field"] = options.caption_field
-    if remarks := sum((entry.remarks for entry in found), Counter()):
+    if remarks := sum((entry.remarks for entry in indexed), Counter()):
         packing["remarks"] = dict(remarks)
-    skipped = [skip for entry in found for skip in entry.skipped]
+    skipped = [skip for entry in indexed for skip in entry.skipped]
     try:
-        shards = [_write_beside(entry, options) for entry in kept]
+        shards = [_write_sidecars(entry, options) for entry in kept]
         document = shard_index.document_of(split, shards, folder, packing, dict(left_out), skipped)
         write_atomically(index_path, json.dumps(document, indent=1, ensure_ascii=False).encode())
     except OSError as error:
         raise InputError(
-            f"What belongs beside the tars cannot be written: {error}\n"
+            f"What belongs next to the tars cannot be written: {error}\n"
             "Link the tars into a folder of yours (ln -s) and index that."
         ) from error
     return shard_index.load(index_path)
 
 
-def _nothing(found: list[_Found], left_out: Counter[str], options: Options) -> str:
+def _nothing(indexed: list[_IndexedTar], left_out: Counter[str], options: Options) -> str:
     """Why there is nothing to index, and what the first sample without a caption holds."""
     reasons = "".join(f"\n  {count:,} {reason}" for reason, count in left_out.items())
-    held = next((f"\n{entry.captionless}" for entry in found if entry.captionless), "")
+    held = next((f"\n{entry.captionless}" for entry in indexed if entry.captionless), "")
     sought = f" (--caption-field {options.caption_field})" if options.caption_field else ""
-    return f"No sample of {len(found)} tar(s) has an image and a caption{sought}.{reasons}{held}"
+    return f"No sample of {len(indexed)} tar(s) has an image and a caption{sought}.{reasons}{held}"
 
 
-def _write_beside(found: _Found, options: Options) -> Shard:
-    tar, shard = found.shard.local, found.shard
+def _write_sidecars(indexed: _IndexedTar, options: Options) -> Shard:
+    tar, shard = indexed.shard.local, indexed.shard
     samples = [
         {**asdict(text), "image_sha256": hashes.sha256, "image_phash": hashes.perceptual}
-        for text, hashes in zip(found.texts, found.hashes, strict=True)
+        for text, hashes in zip(indexed.texts, indexed.hashes, strict=True)
     ]
     about = {"filesize": shard.filesize, "sha256": shard.sha256, "samples": samples}
     # What verifying needs to read the tar as it was read here.
-    about |= {"prefix": found.prefix, "caption_field": options.caption_field}
-    return replace(shard, sidecars=shard_index.write_sidecars(tar, tar, found.samples, about))
+    about |= {"prefix": indexed.prefix, "caption_field": options.caption_field}
+    return replace(shard, sidecars=shard_index.write_sidecars(tar, tar, indexed.samples, about))
 
 
 def _tars(places: Sequence[Path]) -> list[Path]:
@@ -131,47 +131,47 @@ def _tars(places: Sequence[Path]) -> list[Path]:
     return sorted(path.absolute() for path in paths)
 
 
-def _examine(path: Path, options: Options) -> _Found:
-    found = _Found(Shard(path, 0, path.stat().st_size, sha256_of(path)))
+def _examine(path: Path, options: Options) -> _IndexedTar:
+    indexed = _IndexedTar(Shard(path, 0, path.stat().st_size, sha256_of(path)))
     samples, archives = tars.read_tar(path)
     if archives > 1:
-        found.remarks["tars written one after another into a file: the stock library reads the first alone"] += archives
+        indexed.remarks["tars written one after another: the stock library reads the first alone"] += archives
     with path.open("rb") as tar, closing(_Images(tar, options.checkers)) as images:
         for sample in samples:
             if any(" " in name or "\n" in name for _ext, _offset, _size, name in sample.files):
                 raise InputError(f"{path}: {sample.key!r}: an .idx cannot hold names with spaces. Rename the files.")
             if sample.image is None and not options.any_sample:
-                found.left_out["samples without an image"] += 1
-            elif text := _text(found, sample, tar, options):
+                indexed.left_out["samples without an image"] += 1
+            elif text := _text(indexed, sample, tar, options):
                 if sample.image is not None and sample.images > 1:
-                    found.remarks[f"samples of several images: .{sample.image[0]} was taken"] += 1
-                found.samples.append(sample)
-                found.texts.append(text)
-        checked = images.of(found.samples)
+                    indexed.remarks[f"samples of several images: .{sample.image[0]} was taken"] += 1
+                indexed.samples.append(sample)
+                indexed.texts.append(text)
+        checked = images.of(indexed.samples)
     good = [number for number, hashes in enumerate(checked) if isinstance(hashes, ImageHashes)]
-    found.skipped = [
+    indexed.skipped = [
         {"image": f"{path.name}: {text.key}", "reason": hashes}
-        for text, hashes in zip(found.texts, checked, strict=True)
+        for text, hashes in zip(indexed.texts, checked, strict=True)
         if isinstance(hashes, str)
     ]
-    found.samples, found.texts = [found.samples[n] for n in good], [found.texts[n] for n in good]
-    found.hashes = [hashes for hashes in checked if isinstance(hashes, ImageHashes)]
-    found.shard = replace(found.shard, nsamples=len(good))
-    return found
+    indexed.samples, indexed.texts = [indexed.samples[n] for n in good], [indexed.texts[n] for n in good]
+    indexed.hashes = [hashes for hashes in checked if isinstance(hashes, ImageHashes)]
+    indexed.shard = replace(indexed.shard, nsamples=len(good))
+    return indexed
 
 
-def _text(found: _Found, sample: TarSample, tar: BinaryIO, options: Options) -> SampleText | None:
+def _text(indexed: _IndexedTar, sample: TarSample, tar: BinaryIO, options: Options) -> SampleText | None:
     """What a sample says; None, counted, where that cannot be read or holds no caption."""
     try:
         text = tars.text_of(sample, tar, options.caption_field)
     except InputError as error:
-        found.left_out["samples whose text or json cannot be read"] += 1
-        found.captionless = found.captionless or str(error)
+        indexed.left_out["samples whose text or json cannot be read"] += 1
+        indexed.captionless = indexed.captionless or str(error)
         return None
     if text.captions or options.any_sample:
         return text
-    found.left_out["samples without a caption"] += 1
-    found.captionless = found.captionless or _held(sample, tar)
+    indexed.left_out["samples without a caption"] += 1
+    indexed.captionless = indexed.captionless or _held(sample, tar)
     return None
 
 
@@ -195,11 +195,11 @@ class _Images:
 
     def of(self, samples: list[TarSample]) -> list[ImageHashes | str]:
         """Hashes of each sample's image, or why it cannot be decoded."""
-        found: list[ImageHashes | str] = []
+        hashes: list[ImageHashes | str] = []
         for start in range(0, len(samples), _TOGETHER):
             images = [self._read(sample) for sample in samples[start : start + _TOGETHER]]
-            found += self._pool.map(_checked, images) if self._pool else map(_hashed, images)
-        return found
+            hashes += self._pool.map(_checked, images) if self._pool else map(_hashed, images)
+        return hashes
 
     def _read(self, sample: TarSample) -> bytes:
         _ext, offset, size, _name = tars.main_file(sample.files)
@@ -218,16 +218,16 @@ def _checked(data: bytes) -> ImageHashes | str:
         return str(error)
 
 
-def _distinct(found: list[_Found], folder: Path) -> list[_Found]:
+def _distinct(indexed: list[_IndexedTar], folder: Path) -> list[_IndexedTar]:
     """The tars with distinct keys and ids, which results are told apart by: where keys begin anew in each tar, its
     name is put before them.
 
     Raises:
         InputError: when a sample occurs twice.
     """
-    tar_of: dict[str, tuple[_Found, str]] = {}
+    tar_of: dict[str, tuple[_IndexedTar, str]] = {}
     anew, twice = False, []
-    for entry in found:
+    for entry in indexed:
         for text, hashes in zip(entry.texts, entry.hashes, strict=True):
             other, sha256 = tar_of.setdefault(text.key, (entry, hashes.sha256))
             if other is not entry:
@@ -237,13 +237,13 @@ def _distinct(found: list[_Found], folder: Path) -> list[_Found]:
     if twice:
         raise InputError(f"{len(twice)} samples are there twice, key and image:\n{listed(twice)}")
     if anew:
-        for entry in found:
+        for entry in indexed:
             _put_before(entry, _prefix(entry.shard.local.relative_to(folder)))
-        found[0].remarks["tars whose keys begin anew: the tar's name was put before them"] += len(found)
-    ids = Counter(text.image_id for entry in found for text in entry.texts)
+        indexed[0].remarks["tars whose keys begin anew: the tar's name was put before them"] += len(indexed)
+    ids = Counter(text.image_id for entry in indexed for text in entry.texts)
     if same := [str(image_id) for image_id, count in ids.items() if count > 1]:
         raise InputError(f"{len(same)} image_ids occur more than once:\n{listed(same)}")
-    return found
+    return indexed
 
 
 def _prefix(path: Path) -> str:
@@ -251,7 +251,7 @@ def _prefix(path: Path) -> str:
     return re.sub(r"[^A-Za-z0-9_/-]", "_", path.with_suffix("").as_posix()) + "/"
 
 
-def _put_before(entry: _Found, prefix: str) -> None:
+def _put_before(entry: _IndexedTar, prefix: str) -> None:
     def renamed(text: SampleText) -> SampleText:
         image_id = prefix + text.key if text.image_id == text.key else text.image_id
         return replace(text, key=prefix + text.key, image_id=image_id)

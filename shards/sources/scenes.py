@@ -101,7 +101,7 @@ def _moon() -> list[Point]:
     ]
 
 
-# Outline, and for the ring the hole in it, on a unit circle around the origin; y points down, as in the image.
+# Outline, and for the ring the gap in it, on a unit circle around the origin; y points down, as in the image.
 SHAPES: dict[str, tuple[Callable[[], list[Point]], float]] = {
     "circle": (_circle, 0.0),
     "square": (lambda: [(1.1 * x, 1.1 * y) for x, y in _regular(4, start=-math.pi / 4)], 0.0),
