@@ -20,7 +20,7 @@ from shards import ShardDataset
 from shards import index as shard_index
 from shards.dataset import Part
 from shards.errors import InputError
-from shards.packing.index_tars import index_tars
+from shards.packing.index_tars import Options, index_tars
 from tests.conftest import ROOT, free_ports, run_command, with_one_broken_image
 
 
@@ -43,7 +43,7 @@ def numbers(tmp_path_factory) -> shard_index.Index:
         for number in range(tar, 37, 3):
             members += [(f"n{number:02}.bin", b"%d" % number), (f"n{number:02}.cls", b"%d" % (number % 2))]
         write_tar(folder / f"numbers-{tar}.tar", members)
-    return index_tars([folder], "numbers", any_sample=True)
+    return index_tars([folder], "numbers", options=Options(any_sample=True))
 
 
 def decode(sample) -> dict[str, int]:
