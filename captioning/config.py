@@ -154,6 +154,7 @@ class EvaluateConfig:
         "CIDEr", "CIDEr-plain", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "NIST-4", "class_accuracy", "loss"
     ] = "CIDEr"  # makes a checkpoint the best: the highest, or the lowest teacher-forced loss
     patience: int | None = None  # stop after this many validations in a row without a better one; null: never
+    top_k: int = 5  # under teacher forcing, how often the true word is among this many likeliest: top5_accuracy
     batch_size: int = 64  # images a process captions at once
     beam_size: int = 1  # captions kept while searching for the best; 1 is greedy search
     length_penalty: float = 0.0  # beams are ranked by log-probability / (words + 1) ** this; 1 is the mean per word
@@ -372,6 +373,7 @@ def _impossible(config: Config) -> list[str]:
         "evaluate.batch_size",
         "evaluate.beam_size",
         "evaluate.patience",
+        "evaluate.top_k",
         "monitor.log_every_steps",
         "optim.decay_steps",
         "optim.decay_patience",

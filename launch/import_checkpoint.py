@@ -11,8 +11,12 @@ from launch.cli.command import run
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m launch.import_checkpoint", description=__doc__)
-    parser.add_argument("--encoder", type=Path, required=True, metavar="FILE", help="resnet.*, linear.* and bn.*")
-    parser.add_argument("--decoder", type=Path, required=True, metavar="FILE", help="embed.*, lstm.* and linear.*")
+    parser.add_argument(
+        "--encoder", type=Path, required=True, metavar="FILE", help="resnet.*, linear.* and bn.*, under any names"
+    )
+    parser.add_argument(
+        "--decoder", type=Path, required=True, metavar="FILE", help="embed.*, lstm.* and linear.*, under any names"
+    )
     parser.add_argument(
         "--vocabulary",
         type=Path,

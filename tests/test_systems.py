@@ -130,7 +130,9 @@ def test_a_continued_run_is_the_uninterrupted_one(kind, scene_shards, tmp_path, 
 
 
 def test_backbones_have_the_features_the_systems_are_built_on():
-    sizes = {name: build_encoder(load(name).encoder).feature_size for name in SYSTEMS if "101" not in load(name).encoder.name}
+    sizes = {
+        name: build_encoder(load(name).encoder).feature_size for name in SYSTEMS if "101" not in load(name).encoder.name
+    }
     assert {size for name, size in sizes.items() if "mobilenet" in name} == {1280}
     assert {size for name, size in sizes.items() if "mobilenet" not in name} == {2048}
 
