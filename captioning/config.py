@@ -346,6 +346,9 @@ class EvaluateConfig:
     patience: int | None = setting(
         None, "stop after this many validations in a row without a better one; null: never", at_least=1
     )
+    top_k: int = setting(
+        5, "under teacher forcing, how often the true word is among this many likeliest: top5_accuracy", at_least=1
+    )
     batch_size: int = setting(64, "images a process captions at once", at_least=1)
     beam_size: int = setting(1, "captions kept while searching for the best; 1 is greedy search", at_least=1)
     length_penalty: float = setting(

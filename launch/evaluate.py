@@ -56,7 +56,7 @@ def main() -> None:
     else:
         show_scores(_title(document), evaluation)
         if "teacher_forcing" in document:
-            show_teacher_forcing(**document["teacher_forcing"])
+            show_teacher_forcing(document["teacher_forcing"])
 
 
 def _captions(source: Path, arguments: argparse.Namespace, device: "torch.device", ranks: "Ranks") -> "RunCaptions":

@@ -20,7 +20,6 @@ from captioning.evaluation.scores import evaluate as score
 from captioning.evaluation.split_loss import SplitLoss
 from captioning.inference.predictor import Predictor
 from captioning.model.encoder_identity import check_encoder
-from captioning.model.losses import perplexity
 from captioning.model.search import SearchOptions, options_of
 from shards.errors import InputError
 from shards.files import write_atomically
@@ -78,14 +77,14 @@ def caption_run(
     check_encoder(index, config, predictor.model.encoder.state_dict)
     with tempfile.TemporaryDirectory() as encoded, predictor.autocast():
         encode(index, Path(encoded), 1, config.data.max_words, predictor.vocabulary)
-        loss = SplitLoss(predictor.model, EncodedCaptions(Path(encoded)))
+        loss = SplitLoss(predictor.model, EncodedCaptions(Path(encoded)), config.evaluate.top_k)
         work = CaptionSplit(predictor.model, predictor.vocabulary, index, config, ranks, predictor.device, options)
         for batch in work:
             if batch is not None:
                 loss.add(batch)
             on_progress(work.done, work.stop - work.start)
         captions = work.gather()
-        mean = loss.mean(ranks)
+        forced = loss.means(ranks)
     name = split if split in splits else f"{index.name}-{index.fingerprint[:8]}"
     if options != options_of(config.evaluate):  # the report tells of captions searched for as the run's own config says
         name += f"-beam{options.beam_size}" if options.temperature is None else f"-drawn-seed{options.seed}"
@@ -98,7 +97,7 @@ def caption_run(
     about = {
         "split": str(path), "step": predictor.step, "search": _described(options),
         "results": str(results), "unreadable": captions.unreadable,
-        "teacher_forcing": {"loss": mean, "perplexity": perplexity(mean)},
+        "teacher_forcing": forced,
         "provenance": _provenance(run, index, predictor) if ranks.is_main else None,
     }  # fmt: skip
     return RunCaptions(captions.match_references(index), about)

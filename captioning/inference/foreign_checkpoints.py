@@ -1,9 +1,11 @@
 """The two state dicts of the widely used PyTorch image-captioning tutorial, turned into a captioner of ours.
 
 Their EncoderCNN is nn.Sequential of a ResNet's children, a Linear and a BatchNorm; their DecoderRNN an Embedding, an
-LSTM whose first input is the image, and a Linear. Many projects began as copies of it. Nothing is unpickled.
+LSTM whose first input is the image, and a Linear. Many projects began as copies of it, under names of their own: what
+a layer is shows in its tensors. Nothing is unpickled.
 """
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,9 @@ _RESNETS: dict[tuple[str, tuple[int, ...]], str] = {
 }
 # Place in nn.Sequential(*list(resnet.children())[:-1]) -> our name; 2, 3 and 8 (ReLU and pools) have no parameters.
 _CHILDREN = {"0": "layer1.0.0", "1": "layer1.0.1", "4": "layer1.1", "5": "layer2", "6": "layer3", "7": "layer4"}
+# torchvision's own names of these places, and how the first block of the first of them is recognised.
+_CHILD_NUMBERS = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
+_FIRST_BLOCK = re.compile(r"(.*?)(?:4|layer1)\.0\.conv1\.weight")
 _SPECIAL_SPELLINGS = {
     "<pad>": "<pad>", "<start>": "<start>", "<sos>": "<start>", "<bos>": "<start>", "<s>": "<start>",
     "<end>": "<end>", "<eos>": "<end>", "</s>": "<end>", "<unk>": "<unk>",
@@ -47,14 +52,18 @@ def from_tutorial(encoder: Path, decoder: Path, vocabulary: Path) -> ModelBundle
     | decoder ``lstm`` | ``decoder.lstm`` |
     | decoder ``linear`` (or ``fc``) | ``decoder.classifier``, rows in our order of words |
 
+    Layers of other names are taken by what they hold: a ResNet's blocks under any prefix, numbered or under
+    torchvision's names, and beside it one Linear and one BatchNorm; an LSTM, a table without bias, a Linear.
+
     Their model predicts <start> from the image and only then the caption; ours is given <start>. From there on the
-    logits are the same. Their images were squeezed to a square, ours keep their proportions and are cropped.
+    logits are the same. Images are squeezed to a square, as theirs are.
 
     Raises:
         InputError: when a file cannot be read without unpickling, or names or shapes are not the tutorial's.
     """
     words = read_words(vocabulary)
-    encoder_state, decoder_state = _state_dict(encoder), _state_dict(decoder)
+    encoder_state = _encoder_by_shape(_state_dict(encoder))
+    decoder_state = _by_shape(_state_dict(decoder), {"embed", "lstm", "linear"})
     resnet = _resnet_name(encoder_state, encoder)
     renamed = _encoder_weights(encoder_state, encoder)
     order = _our_order(words)
@@ -144,6 +153,46 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
     return {str(name).removeprefix("module."): value for name, value in state.items()}
 
 
+def _encoder_by_shape(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tutorial's names for an encoder's layers: resnet.*, linear.*, bn.*; what is none of these keeps its own."""
+    first = next((match for name in state if (match := _FIRST_BLOCK.fullmatch(name))), None)
+    prefix = first[1] if first else ""
+    renamed, others = {}, {}
+    for name, value in state.items():
+        child, _, rest = name.removeprefix(prefix).partition(".")
+        number = _CHILD_NUMBERS.get(child, child)
+        if first and name.startswith(prefix) and number in _CHILDREN:
+            renamed[f"resnet.{number}.{rest}"] = value
+        else:
+            others[name] = value
+    return renamed | _by_shape(others, {"linear", "bn"})
+
+
+def _by_shape(state: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
+    """Layers under the tutorial's names, where one alone holds what such a layer does; the others keep theirs."""
+    layers: dict[str, dict[str, Tensor]] = {}
+    for name, value in state.items():
+        layer, _, leaf = name.rpartition(".")
+        layers.setdefault(layer, {})[leaf] = value
+    kinds = {layer: _kind(tensors) for layer, tensors in layers.items()}
+    alone = {kind for kind in wanted if list(kinds.values()).count(kind) == 1}
+    return {
+        f"{kinds[layer] if kinds[layer] in alone else layer}.{leaf}": value
+        for layer, tensors in layers.items()
+        for leaf, value in tensors.items()
+    }
+
+
+def _kind(tensors: dict[str, Tensor]) -> str:
+    """What a layer is, by its tensors: lstm, bn, linear, embed, or nothing known."""
+    if "weight_ih_l0" in tensors:
+        return "lstm"
+    if "running_mean" in tensors:
+        return "bn"
+    matrix = "weight" in tensors and tensors["weight"].dim() == 2
+    return {("bias", "weight"): "linear", ("weight",): "embed"}.get(tuple(sorted(tensors)), "") if matrix else ""
+
+
 def _resnet_name(state: dict[str, Tensor], path: Path) -> str:
     places = [name.split(".") for name in state if name.startswith("resnet.")]
     blocks = tuple(len({p[2] for p in places if p[1] == layer}) for layer in ("4", "5", "6", "7"))
@@ -218,7 +267,7 @@ def _config_of(weights: dict[str, Tensor], resnet: str, decoder: Path) -> Config
     layers = sum(name.startswith("decoder.lstm.weight_hh_l") for name in weights)
     return Config(
         run=decoder.stem,
-        data=DataConfig(train=f"imported from {decoder.name}", resize_size=256, image_size=224),
+        data=DataConfig(train=f"imported from {decoder.name}", crop_mode="squash", image_size=224),
         encoder=EncoderConfig(name=resnet, projection_batch_norm="projection.1.weight" in weights),  # type: ignore[arg-type]
         decoder=DecoderConfig(
             embedding_size=weights["decoder.embedding.weight"].shape[1],

@@ -33,10 +33,10 @@ def token_loss(
     return objective, cross_entropy.detach()
 
 
-def count_in_top5(logits: Tensor, targets: Tensor) -> Tensor:
-    """How many of the targets [M] are among the five likeliest words of their row of logits [M, V]."""
+def count_in_top(k: int, logits: Tensor, targets: Tensor) -> Tensor:
+    """How many of the targets [M] are among the k likeliest words of their row of logits [M, V]."""
     own = logits.gather(1, targets.unsqueeze(1))
-    return ((logits > own).sum(dim=1) < 5).sum()
+    return ((logits > own).sum(dim=1) < k).sum()
 
 
 def perplexity(loss: float) -> float:

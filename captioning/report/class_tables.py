@@ -3,10 +3,12 @@
 import numpy as np
 
 from captioning.metrics.class_scores import NO_CLASS, ClassScores
+from captioning.metrics.ngrams import Integers
 from captioning.report.facts import Facts
 from captioning.report.markup import escape, table
 
-_MOST_IN_MATRIX, _MOST_CONFUSIONS, _BEST_AND_WORST = 30, 15, 10
+_MOST_IN_MATRIX, _MOST_CONFUSIONS, _BEST_AND_WORST = 60, 15, 10
+OTHER = "another class"
 
 
 def class_section(facts: Facts) -> str:
@@ -18,7 +20,9 @@ def class_section(facts: Facts) -> str:
         [escape(metric.name), f"{metric.value:.4f}", " – ".join(f"{end:.4f}" for end in intervals[metric.name])]
         for metric in classes.metrics
     ]
-    matrix = _matrix(classes) if len(classes.names) <= _MOST_IN_MATRIX else _confusions(classes)
+    matrix = _matrix(classes)
+    if len(classes.names) > _MOST_IN_MATRIX:
+        matrix = _confusions(classes) + matrix
     return (
         f"<p>The class named in each caption against the image's own, {len(classes.names)} classes.</p>"
         f"{table(('metric', 'score', '95% interval'), rows, numbers=(1, 2))}{matrix}{_best_and_worst(classes)}"
@@ -26,12 +30,14 @@ def class_section(facts: Facts) -> str:
 
 
 def _matrix(classes: ClassScores) -> str:
-    """Rows are the images' classes, columns what was named; the deeper the colour, the larger the row's share."""
-    columns = [*classes.names, NO_CLASS]
+    """Rows are the images' classes, columns what was named; the deeper the colour, the larger the row's share. Of many
+    classes those with the most mistakes; the others are named in a column together."""
+    names, confusion = _most_confused(classes)
+    columns = [*names, *([OTHER] if len(names) < len(classes.names) else []), NO_CLASS]
     head = "".join(f'<th scope="col"><span>{escape(_spaced(name))}</span></th>' for name in columns)
-    shares = classes.confusion / np.maximum(1, classes.confusion.sum(axis=1, keepdims=True))
+    shares = confusion / np.maximum(1, confusion.sum(axis=1, keepdims=True))
     body = ""
-    for name, counts, of_row in zip(classes.names, classes.confusion.tolist(), shares.tolist(), strict=True):
+    for name, counts, of_row in zip(names, confusion.tolist(), shares.tolist(), strict=True):
         cells = "".join(
             f'<td style="background:rgba(var(--heat),{0.55 * share:.3f})" title="{escape(_spaced(name))} named '
             f'{escape(_spaced(column))}: {count}">{count or ""}</td>'
@@ -40,9 +46,22 @@ def _matrix(classes: ClassScores) -> str:
         body += f'<tr><th scope="row">{escape(_spaced(name))}</th>{cells}</tr>\n'
     return (
         '<h3>Confusion <span class="soft small">rows: the image\'s class; columns: the class named</span></h3>'
-        f'<div class="scroll"><table class="confusion"><thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody>'
-        "</table></div>"
+        f'<div class="scroll tall"><table class="confusion"><thead><tr><td></td>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
     )
+
+
+def _most_confused(classes: ClassScores) -> tuple[list[str], Integers]:
+    """At most _MOST_IN_MATRIX classes, by name, and their confusion [K, K + 1]; with a column before the last for what
+    was named of the others, where there are others."""
+    if len(classes.names) <= _MOST_IN_MATRIX:
+        return list(classes.names), classes.confusion
+    right = np.diag(classes.confusion)
+    mistakes = classes.confusion.sum(axis=1) + classes.confusion[:, :-1].sum(axis=0) - 2 * right
+    kept = np.sort(np.argsort(-mistakes, kind="stable")[:_MOST_IN_MATRIX])
+    rows = classes.confusion[kept]
+    others = rows[:, :-1].sum(axis=1) - rows[:, kept].sum(axis=1)
+    return [classes.names[k] for k in kept], np.column_stack([rows[:, kept], others, rows[:, -1]])
 
 
 def _confusions(classes: ClassScores) -> str:

@@ -34,7 +34,8 @@ h3 { font-size: 1.02rem; margin: 1.6rem 0 0.5rem; }
 p { max-width: 72ch; margin: 0.5rem 0; } .soft { color: var(--soft); } small, .small { font-size: 0.86rem; }
 a { color: var(--accent); } nav { display: flex; flex-wrap: wrap; gap: 0.2rem 1.1rem; margin: 0.8rem 0 0; }
 code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: 0.88em; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+.scroll { overflow-x: auto; } .tall { overflow: auto; max-height: 80vh; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 0.32rem 0.9rem 0.32rem 0; border-bottom: 1px solid var(--line);
   vertical-align: top; }
 th { font-weight: 600; color: var(--soft); font-size: 0.86rem; } td.number, th.number { text-align: right;
@@ -68,8 +69,9 @@ svg.chart { width: 100%; height: auto; display: block; } .chart text { fill: var
 details { margin: 0.8rem 0; } summary { cursor: pointer; color: var(--accent); }
 .confusion td, .confusion th { border: 0; padding: 0; font-size: 0.72rem; text-align: center; min-width: 1.75rem;
   height: 1.75rem; vertical-align: middle; color: var(--ink); } .confusion tbody th { text-align: right;
-  padding-right: 0.5rem; white-space: nowrap; font-weight: 400; } .confusion thead th { vertical-align: bottom;
-  height: auto; font-weight: 400; } .confusion thead span { writing-mode: vertical-rl; transform: rotate(180deg);
+  position: sticky; left: 0; background: var(--paper); padding-right: 0.5rem; white-space: nowrap; font-weight: 400; }
+.confusion thead th { vertical-align: bottom; position: sticky; top: 0; background: var(--paper); height: auto;
+  font-weight: 400; } .confusion thead span { writing-mode: vertical-rl; transform: rotate(180deg);
   padding-top: 0.3rem; white-space: nowrap; }
 .note { border-left: 3px solid var(--accent); padding: 0.1rem 0 0.1rem 0.9rem; }
 @media print { .card { break-inside: avoid; } }

@@ -119,14 +119,16 @@ def _charts(facts: Facts) -> str:
     def scores(*names: str) -> dict[str, list[tuple[float, float]]]:
         return {n: [(row["step"], row[n]) for row in facts.validations if row.get(n) is not None] for n in names}
 
+    top_k = facts.predictor.config.evaluate.top_k
     lrs = {tag.removeprefix("train/lr/"): points for tag, points in facts.curves.items() if tag.startswith("train/lr/")}
     charts = [
         *reward_charts(facts.curves),
         chart("Loss", _curves(facts, "loss"), "nats a word"),
         chart("Perplexity", _curves(facts, "perplexity"), may_be_log=True),
-        chart("Top-5 accuracy", {"top 5": facts.curves.get("train/top5_accuracy", [])}, "training, teacher forcing"),
+        chart(f"Top-{top_k} accuracy", _curves(facts, f"top{top_k}_accuracy"), "teacher forcing"),
         chart("BLEU and ROUGE", scores("BLEU-1", "BLEU-4", "ROUGE-L"), "validation"),
         chart("CIDEr", scores("CIDEr", SHUFFLED), "validation"),
+        chart("Class accuracy", scores("class_accuracy"), "the class named in captions, validation"),
         chart("Learning rate", lrs),
         chart("Gradient norm", {"norm": facts.curves.get("train/gradient_norm", [])}, "before clipping"),
         chart("Speed", {"images/s": facts.curves.get("train/images_per_s", [])}, "images a second, all processes"),

@@ -12,7 +12,6 @@ from captioning.distributed.stop_signals import StopSignals, stopped_by
 from captioning.distributed.watchdog import Watchdog
 from captioning.evaluation.caption_split import CaptionSplit, score_captions
 from captioning.evaluation.split_loss import SplitLoss
-from captioning.model.losses import perplexity
 from captioning.runs.checkpoint import RunState
 from captioning.training.best import update_best
 from captioning.training.monitor import Monitor
@@ -44,7 +43,7 @@ class Validation:
         if val is None or self.experiment.val_captions is None:
             return state
         captioner, device = self.train_step.captioner, self.accelerator.device
-        loss = SplitLoss(captioner, self.experiment.val_captions)
+        loss = SplitLoss(captioner, self.experiment.val_captions, self.config.evaluate.top_k)
         work = CaptionSplit(captioner, self.experiment.vocabulary, val, self.config, self.ranks, device)
         self.train_step.replica.share_buffers()
         with self.train_step.averaged(), self.accelerator.autocast(), self.monitor.validating() as on_progress:
@@ -60,9 +59,8 @@ class Validation:
         )
         if scores is None:
             raise stopped_by(self.ranks.all_gather(self.stop.received))
-        mean = loss.mean(self.ranks)
-        forced = {"loss": mean, "perplexity": perplexity(mean)}
-        updated = update_best(state, self.config.evaluate, {**scores, "loss": mean})
+        forced = loss.means(self.ranks)
+        updated = update_best(state, self.config.evaluate, {**scores, "loss": forced["loss"]})
         if self.ranks.is_main:
             path = Path(self.config.run) / f"captions-val-step-{state.step}.json"
             self.monitor.files.write(path, json.dumps(captions.results(val), ensure_ascii=False).encode())

@@ -39,9 +39,10 @@ def show_left_out(evaluation: Evaluation) -> None:
         console.print(f"{len(empty):,} captions without a word, scored as they are:\n{listed(empty)}", soft_wrap=True)
 
 
-def show_teacher_forcing(loss: float, perplexity: float) -> None:
-    """The loss of the references themselves, which is no score of the captions."""
-    console.print(f"Teacher forcing, no score: loss {loss:.4f} a word of the references, perplexity {perplexity:.2f}.")
+def show_teacher_forcing(forced: dict[str, float]) -> None:
+    """Loss, perplexity and accuracy on the references themselves, which are no scores of the captions."""
+    said = ", ".join(f"{name} {value:.4f}" for name, value in forced.items())
+    console.print(f"Teacher forcing, no score, a word of the references: {said}.")
 
 
 def show_differences(names: tuple[str, str], captioned: ScoredCaptions, differences: list[Difference]) -> None:

@@ -129,6 +129,30 @@ def test_names_of_relatives_and_data_parallel(tmp_path):
     model_of(imported)
 
 
+@pytest.mark.parametrize("torchvisions_names", [False, True])
+def test_layers_of_other_names_are_known_by_what_they_hold(tmp_path, torchvisions_names):
+    """resnet_module, linear_layer, batch_norm; embedding_layer, lstm_layer, linear_layer: the same model."""
+    _, _, files = saved(tmp_path)
+    expected = from_tutorial(*files).weights
+    encoder, decoder = (torch.load(file, weights_only=True) for file in files[:2])
+    children = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+
+    def theirs(name: str) -> str:
+        layer, _, rest = name.partition(".")
+        if layer == "resnet" and torchvisions_names:
+            child, _, leaf = rest.partition(".")
+            rest = f"{children[child]}.{leaf}"
+        return f"{ {'resnet': 'resnet_module', 'bn': 'batch_norm'}.get(layer, layer + '_layer') }.{rest}"
+
+    torch.save({theirs(name): value for name, value in encoder.items()}, files[0])
+    names = {"embed": "embedding_layer", "lstm": "lstm_layer", "linear": "linear_layer"}
+    torch.save({f"{names[n.split('.')[0]]}.{n.split('.')[1]}": value for n, value in decoder.items()}, files[1])
+    imported = from_tutorial(*files)
+    assert imported.config.data.crop_mode == "squash"
+    assert expected.keys() == imported.weights.keys()
+    assert all(torch.equal(value, imported.weights[name]) for name, value in expected.items())
+
+
 def test_vocabulary_files(tmp_path):
     path = tmp_path / "words"
     by_id = {str(number): word for number, word in enumerate(WORDS)}

@@ -194,10 +194,13 @@ def test_classes(facts):
     cells = [int(n) for n in re.findall(r'<td style="[^"]*" title="[^"]*">(\d*)</td>', text) if n]
     assert sum(cells) == 12 and cells.count(2) == 4 and cells.count(1) == 4
     assert "class_accuracy" in text and "0.6667" in text and "Every class" in text
-    many = class_section(labelled(facts, 40))
+    assert len(re.findall(r'<th scope="row">', class_section(labelled(facts, 60)))) == 60
+    many = class_section(labelled(facts, 300))
     Checked(many)
     assert "Most frequent confusions" in many and "Best 10 classes" in many and "Worst 10" in many
-    assert many.count("<tr>") < 60
+    assert len(re.findall(r'<th scope="row">', many)) == 60 and "another class" in many
+    cells = [int(n) for n in re.findall(r'<td style="[^"]*" title="[^"]*">(\d*)</td>', many) if n]
+    assert sum(cells) == 180, "every image of the classes that are shown"
 
 
 def test_what_was_not_scored_is_said(facts):

@@ -11,7 +11,7 @@ from captioning.config import Config, DecoderConfig, EncoderConfig
 from captioning.data.padded_captions import PaddedCaptions
 from captioning.model.beam_step import banned_repeats, best_of_beams
 from captioning.model.captioner import Captioner
-from captioning.model.losses import count_in_top5, token_loss
+from captioning.model.losses import count_in_top, token_loss
 from captioning.training.ema import WeightAverage
 
 KINDS = ["lstm", "attention", "transformer", "updown"]
@@ -37,7 +37,7 @@ def test_a_training_step_asks_the_device_for_nothing(kind):
     logits, penalty = model(torch.empty(3, 3, 64, 64, dtype=torch.uint8, device=DEVICE), said)
     assert logits.shape == (14, 9)
     objective, _ = token_loss(logits, said.targets, 14.0, 1, label_smoothing=0.1)
-    count_in_top5(logits.detach(), said.targets)
+    count_in_top(5, logits.detach(), said.targets)
     (objective + penalty).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     assert {p.grad.device for p in model.parameters() if p.requires_grad} == {DEVICE}

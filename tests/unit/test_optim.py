@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from captioning.config import Config, DecoderConfig, EncoderConfig, EvaluateConfig, OptimConfig, from_dict
 from captioning.model.captioner import Captioner
-from captioning.model.losses import count_in_top5, token_loss
+from captioning.model.losses import count_in_top, token_loss
 from captioning.runs.checkpoint import RunState
 from captioning.training.best import update_best
 from captioning.training.ema import WeightAverage
@@ -146,12 +146,13 @@ def test_half_precision_logits_are_summed_in_single():
     assert float(loss) == pytest.approx(float(F.cross_entropy(logits.double(), targets)), rel=1e-5)
 
 
-def test_top_five_counts_as_topk_does():
+@pytest.mark.parametrize("k", [1, 5, 11])
+def test_the_likeliest_are_counted_as_topk_does(k):
     torch.manual_seed(0)
     logits, targets = torch.randn(200, 12), torch.randint(0, 12, (200,))
-    expected = (logits.topk(5).indices == targets.unsqueeze(1)).any(dim=1).sum()
-    assert count_in_top5(logits, targets) == expected and 0 < expected < 200
-    assert count_in_top5(logits[:0], targets[:0]) == 0
+    expected = (logits.topk(k).indices == targets.unsqueeze(1)).any(dim=1).sum()
+    assert count_in_top(k, logits, targets) == expected and 0 < expected < 200
+    assert count_in_top(k, logits[:0], targets[:0]) == 0
 
 
 def test_averaged_weights_follow_their_formula_and_step_aside():

@@ -10,7 +10,7 @@ from torch import nn
 from captioning.config import Config
 from captioning.data.collate import CaptionBatch
 from captioning.data.padded_captions import PaddedCaptions
-from captioning.model.losses import count_in_top5, perplexity, token_loss
+from captioning.model.losses import count_in_top, perplexity, token_loss
 from captioning.training.objectives.objective import Losses, StepScope
 from captioning.training.objectives.scheduled_sampling import ScheduledSampling
 from shards.hashing import key_of
@@ -32,19 +32,23 @@ class CrossEntropy:
     scheduled_sampling: float = 0.0
     total_steps: int = 1
     seed: int = 0
+    top_k: int = 5
 
     @classmethod
     def of(cls, config: Config, experiment: "Experiment") -> "CrossEntropy":
         sampled = config.train.scheduled_sampling
-        return cls(config.optim.label_smoothing, sampled, experiment.total_steps(config), config.seed)
+        steps, top_k = experiment.total_steps(config), config.evaluate.top_k
+        return cls(config.optim.label_smoothing, sampled, steps, config.seed, top_k)
 
     def losses(self, model: nn.Module, batch: CaptionBatch, scope: StepScope) -> Losses:
         logits, penalty = model(batch.inputs, self._read(batch, scope.step), batch.valid)
         wanted = batch.captions.targets
         loss, cross_entropy = token_loss(logits, wanted, scope.targets, scope.world_size, self.label_smoothing)
         loss = loss + penalty * (scope.world_size / max(1.0, scope.targets))
-        in_top5 = count_in_top5(logits.detach(), wanted) if scope.detailed else torch.zeros_like(cross_entropy)
-        return Losses(loss, {"objective": loss.detach(), "loss": cross_entropy, "in_top5": in_top5})
+        in_top = torch.zeros_like(cross_entropy)
+        if scope.detailed:
+            in_top = count_in_top(self.top_k, logits.detach(), wanted)
+        return Losses(loss, {"objective": loss.detach(), "loss": cross_entropy, "in_top": in_top})
 
     def _read(self, batch: CaptionBatch, step: int) -> PaddedCaptions | ScheduledSampling:
         """The captions, or what makes those with words of the decoder's own from its features."""
@@ -59,5 +63,5 @@ class CrossEntropy:
             "train/loss": loss,
             "train/perplexity": perplexity(loss),
             "train/objective": sums["objective"] / scope.world_size,
-            "train/top5_accuracy": sums["in_top5"] / max(1.0, scope.targets),
+            f"train/top{self.top_k}_accuracy": sums["in_top"] / max(1.0, scope.targets),
         }
