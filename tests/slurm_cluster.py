@@ -79,7 +79,11 @@ class Cluster:
         self._start("slurmctld", "-D", "-c")
         for node in ("n1", "n2"):
             self.start_node(node)
-        self.until("both nodes are idle", lambda: self.told("sinfo", "-hN", "-o", "%T") == "idle\nidle", seconds=60)
+        self.until(
+            "both nodes are idle",
+            lambda: self.told("sinfo", "-p", "test", "-hN", "-o", "%T") == "idle\nidle",
+            seconds=60,
+        )
 
     def _start(self, *command: str, name: str = "") -> None:
         log = (self.folder / f"{name or command[0]}.out").open("a")
