@@ -25,10 +25,10 @@ def main() -> None:
 def parser() -> argparse.ArgumentParser:
     parser = command_parser("import_checkpoint", __doc__)
     parser.add_argument(
-        "--encoder", type=Path, required=True, metavar="FILE", help="resnet.*, linear.* and bn.*; any names"
+        "--encoder", type=Path, required=True, metavar="FILE", help="resnet.*, linear.*, bn.*; any names"
     )
     parser.add_argument(
-        "--decoder", type=Path, required=True, metavar="FILE", help="embed.*, lstm.* and linear.*; any names"
+        "--decoder", type=Path, required=True, metavar="FILE", help="embed.*, lstm.*, linear.*; any names"
     )
     parser.add_argument(
         "--vocabulary",
