@@ -11,7 +11,7 @@ Names are imported when they are first asked for: ``import captioning`` alone do
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.2.0"
+from captioning.version import __version__
 
 if TYPE_CHECKING:
     from captioning.config import Config, load_config
@@ -31,7 +31,17 @@ _HOMES = {
     "load_config": "captioning.config",
     "train": "captioning.training.trainer",
 }
-__all__ = ["Caption", "Config", "InputError", "Predictor", "SearchOptions", "evaluate", "load_config", "train"]
+__all__ = [
+    "Caption",
+    "Config",
+    "InputError",
+    "Predictor",
+    "SearchOptions",
+    "__version__",
+    "evaluate",
+    "load_config",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from captioning import __version__
+from captioning.version import __version__
 from shards.errors import InputError
 from shards.files import write_atomically
 from shards.index import Index

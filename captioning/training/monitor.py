@@ -25,7 +25,7 @@ from captioning.evaluation import provenance
 from captioning.runs.patient_files import PatientFiles, PatientLog
 from captioning.runs.progress import Progress, is_quiet, progress
 from captioning.training.event_file import EventWriter
-from captioning.training.preparation import Experiment
+from captioning.training.experiment import Experiment
 from shards.dataset import ShardDataset
 from shards.errors import printable, reason_of
 from shards.files import write_atomically

@@ -1,9 +1,7 @@
 """What a run needs before its first step: data, vocabulary, and the checkpoint to continue from."""
 
 import logging
-from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from threading import Event
 
 import torch
@@ -12,11 +10,8 @@ from captioning.config import Config, save_text
 from captioning.data import captions as encoded
 from captioning.data import vocabulary as vocab
 from captioning.data.captions import EncodedCaptions
-from captioning.data.dataset import train_dataset
 from captioning.data.loader import loader_workers
 from captioning.data.splits import open_split
-from captioning.data.transforms import preprocessing_of
-from captioning.data.vocabulary import Vocabulary
 from captioning.distributed.ranks import Ranks
 from captioning.distributed.stop_signals import StoppedError, StopSignals, stopped_by
 from captioning.evaluation import provenance
@@ -32,78 +27,16 @@ from captioning.training.checks import (
     compare_with_folder,
     open_splits,
     refuse_lost_checkpoints,
-    total_steps,
 )
+from captioning.training.experiment import Experiment
 from captioning.training.init_weights import init_weights, put
 from captioning.training.objectives import OBJECTIVES
 from captioning.training.reference_counts import count_references
-from shards.dataset import ShardDataset
 from shards.errors import InputError
 from shards.files import write_atomically
-from shards.hashing import key_of
 from shards.index import Index
-from shards.order import step_range, steps_per_epoch
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """What rank 0 found and settled, the same on every rank."""
-
-    train: Index
-    val: Index | None
-    vocabulary: Vocabulary
-    captions: EncodedCaptions
-    val_captions: EncodedCaptions | None
-    references: Path | None  # the training captions' n-grams, where the objective needs them
-    checkpoint: Checkpoint | None
-    state: RunState
-    changed: list[str]  # settings that differ from the ones the run began with
-    workers: int  # loader processes a rank
-
-    def step_range(self, step: int, config: Config) -> tuple[int, int, int]:
-        return step_range(step, len(self.train), config.train.global_batch_size)
-
-    def steps_per_epoch(self, config: Config) -> int:
-        return steps_per_epoch(len(self.train), config.train.global_batch_size)
-
-    def total_steps(self, config: Config) -> int:
-        return total_steps(config, len(self.train))
-
-    def train_batches(self, config: Config, ranks: Ranks, pin_memory: bool) -> ShardDataset:
-        return train_dataset(
-            self.train,
-            self.captions,
-            preprocessing_of(config),
-            config.data.captions_per_image,
-            seed=config.seed,
-            global_batch_size=config.train.global_batch_size,
-            micro_batch_size=config.train.micro_batch_size,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            num_workers=self.workers,
-            pin_memory=pin_memory,
-        )
-
-    def build_model(self, config: Config, is_main: bool) -> Captioner:
-        """The model to start from; weights of others on rank 0 alone, since DDP hands its parameters to all.
-
-        Raises:
-            InputError: when the checkpoint to continue from holds another model.
-        """
-        torch.manual_seed(key_of("model", config.seed) >> 1)
-        model = Captioner(config, len(self.vocabulary))
-        if self.checkpoint is not None:
-            try:
-                model.load_state_dict(self.checkpoint.model())
-            except RuntimeError as error:
-                raise self.checkpoint.unfitting(error) from error
-        elif is_main and (other := init_weights(config)):
-            put(other, config, model)
-        elif is_main:
-            model.encoder.load_pretrained(config.encoder.weights)
-        return model
 
 
 def prepare_run(config: Config, folder: RunFolder, ranks: Ranks, stop: StopSignals) -> Experiment:

@@ -22,11 +22,12 @@ from captioning.runs.mirror import Mirror
 from captioning.runs.run_folder import RunFolder
 from captioning.runs.saver import Saver
 from captioning.training.best import closing_summary, why_stop_early
+from captioning.training.experiment import Experiment
 from captioning.training.final_scores import score_test_split
 from captioning.training.ledger import Ledger
 from captioning.training.monitor import Clock, Monitor, start_up_table
 from captioning.training.objectives import OBJECTIVES, StepScope, scope_alone
-from captioning.training.preparation import Experiment, prepare_run
+from captioning.training.preparation import prepare_run
 from captioning.training.train_step import StepResult, TrainStep
 from captioning.training.unreadable import report_unreadable
 from captioning.training.validation import Validation

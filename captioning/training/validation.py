@@ -14,9 +14,9 @@ from captioning.evaluation.caption_split import CaptionSplit, score_captions
 from captioning.evaluation.split_loss import SplitLoss
 from captioning.runs.checkpoint import RunState
 from captioning.training.best import update_best
+from captioning.training.experiment import Experiment
 from captioning.training.monitor import Monitor
 from captioning.training.optim import decays_after
-from captioning.training.preparation import Experiment
 from captioning.training.train_step import TrainStep
 
 

@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader
 
 from captioning.data.collate import CaptionBatch
 from captioning.runs.run_folder import RunFolder
+from captioning.training.experiment import Experiment
 from captioning.training.objectives import scope_alone
-from captioning.training.preparation import Experiment, prepare
+from captioning.training.preparation import prepare
 from captioning.training.train_step import TrainStep
 from launch.bench.baselines.models import BaselineAttention, BaselineLstm, baseline_step
 from launch.bench.baselines.script import BaselineCaptions, baseline_collate

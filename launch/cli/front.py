@@ -5,7 +5,7 @@ import importlib
 import importlib.util
 import sys
 
-from captioning import __version__
+from captioning.version import __version__
 from launch.cli.command import be_quiet, run
 from launch.cli.completion import SHELLS, completion
 

@@ -20,8 +20,8 @@ from captioning.distributed.ranks import Ranks, init_distributed
 from captioning.distributed.stop_signals import StopSignals
 from captioning.model.captioner import Captioner
 from captioning.runs import checkpoint
+from captioning.training.experiment import Experiment
 from captioning.training.objectives import CrossEntropy, StepScope
-from captioning.training.preparation import Experiment
 from captioning.training.train_step import TrainStep
 from captioning.training.trainer import train
 from shards import sources

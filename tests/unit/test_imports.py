@@ -25,7 +25,7 @@ FLOORS = {
     "shards.sources": 4,
     "shards": 3,
     "shards.storage": 2,
-    "captioning.__version__": 1,
+    "captioning.version": 1,
     "shards.errors": 1,
     "shards.files": 1,
     "shards.hashing": 1,

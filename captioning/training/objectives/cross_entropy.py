@@ -16,7 +16,7 @@ from captioning.training.objectives.scheduled_sampling import ScheduledSampling
 from shards.hashing import key_of
 
 if TYPE_CHECKING:
-    from captioning.training.preparation import Experiment
+    from captioning.training.experiment import Experiment
 
 
 @dataclass(frozen=True)

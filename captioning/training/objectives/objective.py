@@ -10,7 +10,7 @@ from captioning.config import Config
 from captioning.data.collate import CaptionBatch
 
 if TYPE_CHECKING:
-    from captioning.training.preparation import Experiment
+    from captioning.training.experiment import Experiment
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from captioning.training.objectives.objective import Losses, StepScope
 from shards.hashing import key_of
 
 if TYPE_CHECKING:
-    from captioning.training.preparation import Experiment
+    from captioning.training.experiment import Experiment
 
 
 def advantages(rewards: Tensor, greedy: Tensor | None = None) -> Tensor:
