@@ -9,7 +9,7 @@ from captioning.config import SETTINGS, Config
 
 _MARKDOWN = """# Settings
 
-Written by `python -m launch.cli.config_reference > configs/REFERENCE.md` from `captioning/config.py`.
+Written by `python -m launch.cli.config_reference > configs/REFERENCE.md` from `captioning/config/sections.py`.
 A config file holds what differs from these defaults; `key=value` behind it on the command line goes before both.
 What is marked *fixed* belongs to the run: one that is resumed must keep it.
 """

@@ -20,7 +20,6 @@ FLOORS = {
     "captioning.distributed": 7,
     "captioning.metrics": 6,
     "captioning.config": 6,
-    "captioning.settings": 6,
     "shards.packing": 5,
     "shards.sources": 4,
     "shards": 3,
