@@ -10,13 +10,18 @@ from shards.errors import InputError, listed
 
 # Settings that make a vocabulary or give weights their shape or their meaning.
 OF_THE_MODEL = (
+    "data.tokenizer",
+    "data.vocabulary_size",
     "data.min_word_freq",
     "encoder.name",
+    "encoder.last_stage",
     "encoder.projection_batch_norm",
     "encoder.grid_size",
     "decoder.name",
     "decoder.embedding_size",
     "decoder.hidden_size",
+    "decoder.initial_state",
+    "decoder.encoder_layers",
     "decoder.num_layers",
     "decoder.num_heads",
 )

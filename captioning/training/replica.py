@@ -26,7 +26,6 @@ class Replica:
     def __init__(self, captioner: Captioner, config: Config, accelerator: Accelerator, ranks: Ranks, first_step: int):
         self.captioner, self.config, self.accelerator, self.ranks = captioner, config, accelerator, ranks
         self.synced = config.train.sync_batch_norm and ranks.world_size > 1
-        captioner.to(accelerator.device)
         optimizer = build_optimizer(captioner, config.optim)
         if self.synced:
             nn.SyncBatchNorm.convert_sync_batchnorm(captioner)

@@ -56,9 +56,13 @@ class TrainStep:
         self.total_steps = total_steps
         self.lr_decays = 0  # plateaus that validation has found so far; the trainer says
         self.skipped_in_a_row: list[tuple[str, ...]] = []  # what each of them blamed
-        self.replica = Replica(captioner, config, accelerator, ranks, first_step)
-        # Made after DDP gave rank 0's weights to all: pretrained ones it alone reads.
+        captioner.to(accelerator.device)
+        # Before the replica freezes an encoder that is to be trained later: its weights are averaged too.
         self.average = WeightAverage(captioner, config.train.ema_decay) if config.train.ema_decay is not None else None
+        self.replica = Replica(captioner, config, accelerator, ranks, first_step)
+        if self.average is not None:
+            # DDP gave rank 0's weights to all: pretrained ones it alone reads.
+            self.average.load(captioner.state_dict())
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
