@@ -9,6 +9,7 @@ Why it can mislead, from drawn scenes (configs/demo.yaml, resnet18, 300 steps of
   answers as well as another, and its peaks hit the shape's quadrant no more often than chance (24 %).
 - Begun from the mean feature, the LSTM knows the answer before it looks. On a grid of 8 x 8 its peaks hit 59 % of the
   boxes, chance 37 %; begun from zero (``decoder.initial_state=zero``) 92 %, and more of its captions were right.
+  The demo as it is (752 steps, 600 scenes): 99 %.
 """
 
 import json
