@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 
 from captioning.data.captions import EncodedCaptions
 from captioning.data.collate import CaptionCollate, ImageBatch
-from captioning.data.inputs import Inputs, inputs_of
+from captioning.data.inputs import Inputs, inputs_for
 from captioning.data.transforms import Preprocessing
 from shards.dataset import EpochSample, ShardDataset
 from shards.images import UnreadableImageError
@@ -39,7 +39,7 @@ def train_dataset(
     index: Index, captions: EncodedCaptions, preprocessing: Preprocessing, captions_per_image: int, **settings: Any
 ) -> ShardDataset:
     """The split as CaptionBatches; ``settings`` are those of ShardDataset."""
-    inputs = inputs_of(index, preprocessing)
+    inputs = inputs_for(index, preprocessing)
     decoder = CaptionDecoder(captions, inputs, captions_per_image)
     return ShardDataset(index, decode=decoder, collate=CaptionCollate(inputs), view_of=inputs.view_of, **settings)
 
@@ -61,7 +61,7 @@ class EvaluationBatches(Dataset):
     augmented: tuple[int, int] | None = None  # (seed, epoch): images as training sees them then
 
     def __getitem__(self, part: tuple[int, int]) -> ImageBatch:
-        inputs = inputs_of(self.index, self.preprocessing)
+        inputs = inputs_for(self.index, self.preprocessing)
         batch = inputs.buffer(len(range(*part)))
         samples, unreadable = [], []
         for number, read in zip(range(*part), read_samples(self.index, range(*part)), strict=True):

@@ -46,7 +46,7 @@ class Inputs(Protocol):
         """For at most as many images."""
 
 
-def inputs_of(index: Index, preprocessing: Preprocessing) -> "PixelInputs | FeatureInputs":
+def inputs_for(index: Index, preprocessing: Preprocessing) -> "PixelInputs | FeatureInputs":
     """What a split holds: features, where it says so, else images."""
     stored = stored_features(index)
     return PixelInputs(preprocessing) if stored is None else FeatureInputs(stored)

@@ -1,8 +1,8 @@
 """The splits of a config, opened: their indexes, and the cache for those that are remote. No tensors yet."""
 
+import logging
 import math
 import os
-import sys
 from pathlib import Path
 
 from captioning.config import Config
@@ -12,6 +12,8 @@ from shards.errors import InputError, brief
 from shards.index import Index
 from shards.storage import outages
 from shards.storage.cache import Cache, default_folder
+
+logger = logging.getLogger(__name__)
 
 
 def open_split(path: str, config: Config) -> Index:
@@ -24,10 +26,9 @@ def open_split(path: str, config: Config) -> Index:
     index = check_split(path, config)
     fetched = sum(shard.filesize for shard in index.shards if storage.needs_cache(shard.path))
     if fetched > index.cache.limit and os.environ.get("RANK", "0") == "0":
-        print(
-            f"warning: {index.path} has {fetched / 1e9:.1f} GB and data.cache_gb={config.data.cache_gb:g}: an epoch "
-            "reads from most shards at any time, so they will be fetched again and again. Raise it, or use http(s)://.",
-            file=sys.stderr,
+        logger.warning(
+            f"{index.path} has {fetched / 1e9:.1f} GB and data.cache_gb={config.data.cache_gb:g}: an epoch "
+            "reads from most shards at any time, so they will be fetched again and again. Raise it, or use http(s)://."
         )
     return index
 

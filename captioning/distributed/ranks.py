@@ -1,7 +1,7 @@
 """This process among its peers: plain numbers and objects exchanged on the CPU, whatever the gradients travel over."""
 
+import logging
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -14,6 +14,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, parse_flag_from_env
 
 from shards.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 # What gloo and NCCL say, in no more words than these where an exchange had no name of its own yet.
 _OF_PEERS = (
@@ -168,10 +170,7 @@ def _check_gpu(local_rank: int) -> None:
 def _warn_of_cpu(processes: int) -> None:
     """A launch config may have meant GPUs; which one it was, its processes cannot tell."""
     if os.environ.get("RANK", "0") == "0":
-        print(
-            f"warning: no GPU here: {processes} processes compute on CPUs (ACCELERATE_USE_CPU=true: as intended)",
-            file=sys.stderr,
-        )
+        logger.warning(f"no GPU here: {processes} processes compute on CPUs (ACCELERATE_USE_CPU=true: as intended)")
 
 
 def _limit_threads() -> None:

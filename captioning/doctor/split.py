@@ -8,7 +8,7 @@ import numpy as np
 
 from captioning.config import Config, DataConfig
 from captioning.data import vocabulary as vocab
-from captioning.data.inputs import inputs_of
+from captioning.data.inputs import inputs_for
 from captioning.data.tokenizer import Characters, Words
 from captioning.data.transforms import preprocessing_of
 from captioning.doctor.checks import Check, look, size
@@ -113,7 +113,7 @@ def speed(index: Index, config: Config) -> list[Check]:
 
 
 def _decoder(index: Index, config: Config) -> Callable[[Sample, int], object]:
-    inputs = inputs_of(index, preprocessing_of(config))
+    inputs = inputs_for(index, preprocessing_of(config))
     return lambda sample, number: inputs.for_training(
         EpochSample(**vars(sample), place=number, epoch=0, run_seed=config.seed)
     )
