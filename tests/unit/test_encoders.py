@@ -10,15 +10,8 @@ import torch
 import torchvision
 from torch import nn
 
-from captioning.config import (
-    ENCODERS,
-    Config,
-    DecoderConfig,
-    EncoderConfig,
-    OptimConfig,
-    _encoders,
-    from_dict,
-)
+from captioning.config import ENCODERS, Config, DecoderConfig, EncoderConfig, OptimConfig, from_dict
+from captioning.config.sections import _encoders
 from captioning.data.padded_captions import PaddedCaptions
 from captioning.data.vocabulary import END
 from captioning.model.captioner import Captioner
