@@ -84,17 +84,19 @@ def _await(ranks: list[subprocess.Popen]) -> None:
     while running := [process for process in ranks if process.poll() is None]:
         if failed_at is None and any(process.returncode not in (None, 0, PREEMPTED) for process in ranks):
             failed_at = time.monotonic()
-            _tell_killed(ranks)
         if failed_at is not None and time.monotonic() - failed_at > PATIENCE_S:
-            return
+            break
         received = signal.sigtimedwait({*heeded(), signal.SIGCHLD}, 1.0)
         if received is not None and received.si_signo != signal.SIGCHLD:
             for process in running:
                 process.send_signal(received.si_signo)
+    _tell_killed(ranks)
 
 
 def _tell_killed(ranks: list[subprocess.Popen]) -> None:
-    """Whoever ends by an error says so; who is killed cannot."""
+    """Whoever ends by an error says so; who is killed cannot. Bad input is the reason itself: Gloo may abort others."""
+    if any(process.returncode == BAD_INPUT for process in ranks):
+        return
     for rank, process in enumerate(ranks):
         if process.returncode is not None and process.returncode < 0:
             name = signal.Signals(-process.returncode).name

@@ -30,6 +30,7 @@ OPERATIONS = {"open", "write", "flush", "fsync", "close", "mkdir", "rename", "re
 
 def save(run: Path, step: int, best_step: int | None = None, evaluated_step: int = 0) -> Path:
     state = RunState(step, step * 8, 1, "data", 0.5, best_step, evaluated_step)
+    run.mkdir(parents=True, exist_ok=True)
     return checkpoint.save(run, state, MODEL, OPTIMIZER, TEXTS, 2)
 
 
@@ -184,6 +185,7 @@ BIG = {"weight": torch.zeros(300_000)}  # 1.2 MB
 def test_a_full_disk_keeps_the_earlier_ones_and_is_told(tmp_path):
     with mounted(tmp_path / "disk", "3m") as remount:
         run = tmp_path / "disk" / "run"
+        run.mkdir()
         saver = Saver(run, TEXTS, keep=2, background=True)
         said = []
         for step in (1, 2, 3):

@@ -43,6 +43,7 @@ def test_a_chinese_table_is_refused_by_words_and_trained_by_characters(tmp_path,
     splits(tmp_path / "shards", "Chinese")
     run = tmp_path / "run"
     changes = {"data__val": tmp_path / "shards" / "val.json", "train__total_steps": 2, "data__min_word_freq": 9}
+    changes["data__allow_overlap"] = "true"  # one grey image is all of them
     done = run_command(train_command(1, settings(tmp_path / "shards", run, **changes), empty_config))
     assert done.returncode == 2 and "set data.tokenizer=characters" in done.stderr, done.stderr[-2000:]
     changes |= {"data__min_word_freq": 1, "data__tokenizer": "characters"}

@@ -163,7 +163,8 @@ def test_evaluating_and_captioning(scene_shards, tmp_path, empty_config):
     assert done.returncode == 2 and "its folder does not exist" in done.stderr
     refused(module("launch.evaluate", tmp_path), "not a run folder")
     refused(module("launch.evaluate", run, "--checkpoint", "step-77"), "step-3")
-    refused(module("launch.evaluate", run, "--split", "test"), "There is no shard index test")
+    refused(module("launch.evaluate", run, "--split", "holdout"), "There is no shard index holdout")
+    refused(module("launch.evaluate", run, "--split", "test"), "The run has no data.test")
     (tmp_path / "empty").mkdir()
     refused(module("launch.caption", run, tmp_path / "empty"), "holds no images")
     (run / "checkpoints" / "step-00000003" / "model.safetensors").unlink()

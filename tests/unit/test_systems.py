@@ -139,6 +139,7 @@ def test_a_continued_run_is_the_uninterrupted_one(kind, scene_shards, tmp_path, 
     train(first, 0, 2)
     model, optimizer, _ = first.saved_state()
     texts = {"config.yaml": "", "vocabulary.json": ""}
+    (tmp_path / "run").mkdir()
     saved = Checkpoint(checkpoint.save(tmp_path / "run", RunState(2, 16, 1, ""), model, optimizer, texts, keep=2))
     second.captioner.load_state_dict(saved.model())
     second.load(saved)

@@ -20,7 +20,7 @@ class GivenFeatures(nn.Module):
         assert config.feature_size is not None  # see config.py
         self.stages, self.feature_size = nn.ModuleDict(), config.feature_size
 
-    def forward(self, images: Tensor) -> NoReturn:
+    def forward(self, images: Tensor, valid: Tensor | None = None) -> NoReturn:
         """Raises InputError: there is no encoder for pixels."""
         raise InputError(
             "This run was trained on features that were computed elsewhere (encoder.name=features): it cannot see an "
