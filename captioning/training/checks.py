@@ -37,10 +37,12 @@ def open_splits(config: Config, open_split: Callable[[str, Config], Index]) -> t
     """The training and the validation split.
 
     Raises:
-        InputError: when one cannot be opened, or holds features of another encoder.
+        InputError: when one cannot be opened, holds the samples of another, or features of another encoder.
     """
     train = open_split(config.data.train, config)
     val = open_split(config.data.val, config) if config.data.val else None
+    if val is not None and val.fingerprint == train.fingerprint and not config.data.allow_overlap:
+        raise InputError(f"data.val={config.data.val} holds the very samples of data.train: scores would mean nothing.")
     if config.data.test is not None:
         test = open_split(config.data.test, config)  # what is wrong with it is said before training, not after
         for name, other in (("train", train), ("val", val)):
@@ -58,8 +60,6 @@ def check_overlap(train: Index, val: Index, config: Config) -> Overlap:
     Raises:
         InputError: when the splits share images and ``data.allow_overlap`` does not allow it.
     """
-    if val.fingerprint == train.fingerprint and not config.data.allow_overlap:
-        raise InputError(f"data.val={config.data.val} holds the very samples of data.train: scores would mean nothing.")
     shared = overlap(train, val)
     audit = f"`captioning audit {train.path} {val.path} --html DIR` shows them"
     if shared.same and not config.data.allow_overlap:

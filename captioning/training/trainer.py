@@ -52,12 +52,16 @@ def train(config: Config, stop: StopSignals | None = None) -> str:
     if config.train.deterministic:
         enable_determinism()
     accelerator, ranks = init_distributed(config.precision, config.train.world_size, config.train.hang_seconds)
-    with RunFolder(config.run) as folder:
-        status, trainer = _fit_or_note(config, folder, accelerator, ranks, stop)
-        ranks.barrier()
-        if trainer is not None:
-            trainer.train_step.replica.release()
-        accelerator.end_training()
+    try:
+        with RunFolder(config.run) as folder:
+            status, trainer = _fit_or_note(config, folder, accelerator, ranks, stop)
+            ranks.barrier()
+            if trainer is not None:
+                trainer.train_step.replica.release()
+            accelerator.end_training()
+    except InputError:
+        accelerator.end_training()  # all ranks raise it together; Gloo's threads abort a process that leaves them running
+        raise
     return status
 
 
