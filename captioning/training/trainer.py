@@ -60,7 +60,7 @@ def train(config: Config, stop: StopSignals | None = None) -> str:
                 trainer.train_step.replica.release()
             accelerator.end_training()
     except InputError:
-        accelerator.end_training()  # all ranks raise it together; Gloo's threads abort a process that leaves them running
+        accelerator.end_training()  # all ranks raise it together; Gloo aborts a process that leaves its threads
         raise
     return status
 
