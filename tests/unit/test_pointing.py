@@ -8,6 +8,7 @@ from captioning.inference import pointing
 from captioning.inference.pointing import Pointing
 from captioning.inference.predictor import Caption
 from captioning.model.decoders.attention import AttentionDecoder
+from captioning.model.features import Features
 from shards.errors import InputError
 
 HEART = {"heart": (0.5, 0.0, 1.0, 0.5)}  # the upper right quarter
@@ -52,7 +53,7 @@ def test_it_is_kept_in_the_run_folder(tmp_path):
 
 
 def test_the_zero_state_knows_nothing_of_the_image():
-    features = torch.randn(2, 4, 6)
+    features = Features(torch.randn(2, 4, 6))
     zero = AttentionDecoder(DecoderConfig(hidden_size=8, initial_state="zero"), 6, 10).start(features)
     mean = AttentionDecoder(DecoderConfig(hidden_size=8), 6, 10).start(features)
     assert not zero.hidden.any() and not zero.cell.any()
