@@ -56,5 +56,5 @@ def test_the_zero_state_knows_nothing_of_the_image():
     features = Features(torch.randn(2, 4, 6))
     zero = AttentionDecoder(DecoderConfig(hidden_size=8, initial_state="zero"), 6, 10).start(features)
     mean = AttentionDecoder(DecoderConfig(hidden_size=8), 6, 10).start(features)
-    assert not zero.hidden.any() and not zero.cell.any()
-    assert mean.hidden.any() and mean.cell.any()
+    assert not any(state.any() for state in zero.recurrent)
+    assert all(state.any() for state in mean.recurrent)
