@@ -13,6 +13,7 @@ from captioning import config as configuration
 from captioning.data import vocabulary as vocab
 from captioning.metrics import references
 from captioning.runs import checkpoint
+from captioning.runs.run_folder import RunFolder
 from captioning.training.preparation import prepare
 from captioning.training.reference_counts import count_references
 from shards import index as shard_index
@@ -84,7 +85,9 @@ def test_sigkill_and_the_same_command_end_bit_identical(scene_shards, first_stag
 
 
 def prepared(overrides: list[str], config: Path):
-    return prepare(configuration.load_config(config, overrides), 1, lambda done, total: None)
+    loaded = configuration.load_config(config, overrides)
+    with RunFolder(loaded.run) as folder:
+        return prepare(loaded, folder, 1, lambda done, total: None)
 
 
 def test_a_new_run_has_the_others_weights_and_vocabulary(scene_shards, first_stage, tmp_path, empty_config):

@@ -11,6 +11,7 @@ import torch
 
 from captioning.config import load_config
 from captioning.runs import checkpoint
+from captioning.runs.run_folder import RunFolder
 from captioning.training.preparation import prepare
 from shards import sources
 from shards.errors import InputError
@@ -81,4 +82,4 @@ def test_a_test_split_that_was_trained_or_selected_on_is_refused(scene_shards, t
         changes = {"data__val": scene_shards / "val.json", "data__test": scene_shards / f"{split}.json"}
         config = load_config(empty_config, settings(scene_shards, tmp_path / split, train__epochs=1, **changes))
         with pytest.raises(InputError, match=f"holds the very samples of data.{split}"):
-            prepare(config, 1, lambda done, total: None)
+            prepare(config, RunFolder(config.run), 1, lambda done, total: None)
