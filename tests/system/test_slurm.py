@@ -42,7 +42,7 @@ def ended(cluster: Cluster, job: str, output: Path) -> str:
 
 def resumed_at(output: Path) -> list[int]:
     """The step each start of a job began with."""
-    return [int(number) for number in re.findall(r"of which (\d+) are done", output.read_text())]
+    return [int(number) for number in re.findall(r"an epoch, (\d+) done", output.read_text())]
 
 
 @pytest.fixture(scope="module")
