@@ -21,7 +21,7 @@ class Ledger:
 
     def write(self, batches: list[CaptionBatch]) -> None:
         for batch in batches:
-            for key, weight in [*((key, 1) for key in batch.keys), *((hole.key, 0) for hole in batch.unreadable)]:
+            for key, weight in [*((key, 1) for key in batch.keys), *((sample.key, 0) for sample in batch.unreadable)]:
                 on_a_line = printable(key).replace("\t", "\\t").replace("\n", "\\n")
                 self._log.add(f"{batch.step + 1}\t{batch.epoch}\t{on_a_line}\t{weight}\n".encode())
 

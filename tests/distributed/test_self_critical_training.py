@@ -36,7 +36,7 @@ SELF_CRITICAL = {
 def first_stage(tmp_path_factory) -> Path:
     """A run whose vocabulary has a few of the scenes' words, so that some of what it says is rewarded."""
     changes = {"decoder__name": "lstm", "encoder__grid_size": "null", "encoder__trainable": "none"}
-    # With seed 0 one weight's gradient cancels to rounding alone, which Adam makes a whole step: 1.07e-4 of all movement.
+    # With seed 0 one weight's gradient cancels to rounding, which Adam makes a whole step: 1.07e-4 of all movement.
     return untrained_run(tmp_path_factory.mktemp("first") / "run", seed=1, **changes)
 
 
