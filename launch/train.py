@@ -88,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--processes", type=at_least_one, metavar="N", help="processes (one a GPU)")
     parser.add_argument("--cpu", action="store_true", help="train on the CPU, whether there are GPUs or not")
     parser.add_argument(
-        "--elastic", type=machines, metavar="MIN:MAX", help="on each of so many machines: go on where one comes or goes"
+        "--elastic", type=machines, metavar="MIN:MAX", help="on MIN to MAX machines: continue when one joins or leaves"
     )
     meet = ":".join((os.environ.get("MASTER_ADDR", "127.0.0.1"), os.environ.get("MASTER_PORT", "29400")))
     parser.add_argument(

@@ -118,7 +118,7 @@ def _cloned(data: Any) -> Any:
 
 
 def stack(part: Part) -> Batch:
-    """The usual ``collate``: torch's ``default_collate`` over the part, stand-ins where a sample is unreadable."""
+    """The default ``collate``: torch's ``default_collate`` over the part, stand-ins where a sample is unreadable."""
     pairs = list(part)
     readable = [value for _, value in pairs if not isinstance(value, UnreadableSample)]
     stand_in = readable[0] if readable else part.stand_in()
@@ -134,7 +134,7 @@ class ShardDataset(IterableDataset):
     """A split of tar shards as global batches. Iterating gives this rank's part of each global step.
 
     One ``for`` goes through the rest of the current epoch, the next one through the next; with ``epochs``, through all
-    that is left of so many epochs. A step counts as finished once the loop was given it: save ``state_dict()`` after
+    that is left of that many epochs. A step counts as finished once the loop was given it: save ``state_dict()`` after
     the optimizer step. Iterating again after a ``break``, or after ``load_state_dict``, goes on with the next step.
 
     Args:

@@ -1,4 +1,4 @@
-"""What a split that holds features instead of images says of them: which encoder made them, of which pixels.
+"""The metadata of a split that holds features instead of images: which encoder made them, of which pixels.
 
 It is in NAME.json under ``packing.features``; ``captioning encode`` writes it. Nothing here imports torch.
 """

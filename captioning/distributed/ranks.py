@@ -1,4 +1,4 @@
-"""This process among its peers: plain numbers and objects exchanged on the CPU, whatever the gradients travel over."""
+"""Collectives between the processes of a job: numbers and objects over the CPU, whatever the gradients travel over."""
 
 import logging
 import os

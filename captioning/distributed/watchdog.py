@@ -97,7 +97,7 @@ class Watchdog:
         behind = [
             f"  rank {rank} is behind the others: {what}" for rank, (place, what) in places.items() if place < last
         ]
-        behind += [f"  rank {rank} says nothing: it is stopped, or gone with its machine" for rank in silent]
+        behind += [f"  rank {rank} does not answer: it is stopped, or gone with its machine" for rank in silent]
         if first == last and not silent:
             behind = [f"  all ranks are at the same place: {places[self._ranks.rank][1]}"]
         logger.warning(

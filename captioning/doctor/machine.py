@@ -87,7 +87,7 @@ def _java() -> Check:
         return Check("Java", "not there: METEOR and SPICE are left out, all other metrics need none")
     done = subprocess.run(["java", "-version"], capture_output=True, text=True, timeout=60)
     lines = (done.stderr or done.stdout).strip().splitlines()
-    return Check("Java", lines[0] if lines else "says nothing of its version", done.returncode == 0)
+    return Check("Java", lines[0] if lines else "gives no version", done.returncode == 0)
 
 
 def free_space(folder: Path) -> Check:

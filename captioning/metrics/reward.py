@@ -62,7 +62,7 @@ class TokenWords:
     counts: Integers
 
     def of(self, token_ids: Integers, lengths: Integers) -> Words:
-        """Words of captions given as token ids [N, T], of which the first ``lengths`` [N] are the caption's."""
+        """Words of captions given as token ids [N, T], each row's first ``lengths`` [N]."""
         inside = np.arange(token_ids.shape[1]) < lengths[:, None]
         counts = np.where(inside, self.counts[token_ids], 0)
         return Words(

@@ -24,7 +24,7 @@ def rouge_l(candidates: list[Tokens], references: list[list[Tokens]], beta: floa
 
 
 def _longest_common_subsequences(candidate: Tokens, references: list[Tokens]) -> list[int]:
-    """Lengths, a column of the usual table at a time as the bits of one number (Hyyrö, AWOCA 2004)."""
+    """Lengths, a column of the dynamic program's table at a time as the bits of one number (Hyyrö, AWOCA 2004)."""
     places: dict[str, int] = {}
     for i, word in enumerate(candidate):
         places[word] = places.get(word, 0) | 1 << i

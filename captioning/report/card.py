@@ -36,7 +36,7 @@ def _model(facts: Facts) -> list[str]:
     kinds = {
         "lstm": "an LSTM that sees the image once, as one vector",
         "attention": "an LSTM that looks at a place of the image for every word (soft attention)",
-        "updown": "two LSTMs, of which the first looks at a place of the image for every word (Up-Down)",
+        "updown": "an attention LSTM below a language LSTM (Up-Down)",
         "transformer": "a Transformer that attends to the image for every word",
     }
     search = (

@@ -102,7 +102,7 @@ class RunFolder:
         return first, detail.strip()
 
     def last_saved_step(self) -> int:
-        """The step of which a checkpoint must be there, by what the folder tells; 0 where none was written yet."""
+        """The step whose checkpoint must be there, by the folder's records; 0 where none was written yet."""
         told = [re.match(r"step (\d{1,18}) of \d+", self.status()[1])]  # a run that stopped has saved where it stopped
         with suppress(OSError, UnicodeDecodeError):
             told.append(re.match(r"(\d{1,18})\n", (self.path / "saved-step").read_text(encoding="utf-8")))

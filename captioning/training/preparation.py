@@ -43,7 +43,7 @@ def prepare_run(config: Config, folder: RunFolder, ranks: Ranks, stop: StopSigna
     """Rank 0 prepares the run; what it found, or what it objects to, reaches every rank.
 
     Raises:
-        StoppedError: when a rank is told to stop meanwhile.
+        StoppedError: when a stop signal reaches a rank meanwhile.
     """
     with bar("reading captions", shown=ranks.is_main) as on_progress:
 

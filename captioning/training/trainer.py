@@ -178,7 +178,7 @@ class Trainer:
         self.clock = Clock()
 
     def fit(self) -> str:
-        """Steps until the last, or until a rank is told to stop; validates and saves on the way."""
+        """Steps until the last, or until a stop signal reaches a rank; validates and saves on the way."""
         try:
             self._fit()
             self._save(last=True)
@@ -197,7 +197,7 @@ class Trainer:
         """Score the test split, if there is one.
 
         Raises:
-            StoppedError: when a rank is told to stop: the same command then does it.
+            StoppedError: when a stop signal reaches a rank: the same command then does it.
         """
 
         def on_round() -> None:

@@ -37,7 +37,7 @@ class Validation:
         """Caption the split with every rank, score it on rank 0, show it; the state that follows.
 
         Raises:
-            StoppedError: when a rank is told to stop: it gives up at once.
+            StoppedError: when a stop signal reaches a rank: it gives up at once.
         """
         val = self.experiment.val
         if val is None or self.experiment.val_captions is None:

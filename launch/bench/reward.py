@@ -38,7 +38,7 @@ SAMPLES, IMAGES = 5, 64  # captions an image, images rewarded at once
 def arguments(parser: argparse.ArgumentParser) -> None:
     add_case_arguments(parser, ON_GPU, ON_CPU)
     parser.add_argument("--captions", type=Path, metavar="FILE", help="references: COCO's captions_*.json (scenes)")
-    parser.add_argument("--images", type=int, default=5000, help="images of which references are taken (5000)")
+    parser.add_argument("--images", type=int, default=5000, help="images whose references are taken (5000)")
 
 
 def measure(arguments: argparse.Namespace) -> list[Table]:

@@ -82,7 +82,7 @@ def pack_part(
         raise InputError(f"--out {out} is a file; a folder is wanted.")
     if workers < 1:
         raise InputError(f"--workers {workers}: at least 1 is wanted.")
-    ImageFiles(source.images)  # a wrong --images is told at once, not as ten thousand unreadable files
+    ImageFiles(source.images)  # a wrong --images is reported at once, not as ten thousand unreadable files
     shard_index.refuse_another_file(out / f"{split}.json")
     new_folder = not out.exists()
     with Converter(source.images, settings.short_side, settings.quality, workers, source.features) as convert:

@@ -27,7 +27,7 @@ def divide(source: Source, fractions: Mapping[str, float]) -> dict[str, Source]:
         splits[_split_at(place, fractions)].append(record)
     if empty := [name for name, records in splits.items() if not records]:
         raise InputError(f"--splits leaves no image for {', '.join(empty)}, of {len(places):,}. Give it a larger part.")
-    # What was left out of the whole is told with the first, and so once.
+    # What was left out of the whole is reported with the first split, and so once.
     left_out = {name: source.left_out if number == 0 else {} for number, name in enumerate(splits)}
     return {name: replace(source, records=tuple(records), left_out=left_out[name]) for name, records in splits.items()}
 

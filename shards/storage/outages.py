@@ -1,6 +1,6 @@
 """Storage that does not answer is waited for, with growing pauses, and people are told once.
 
-What passes (a broken connection, a busy server, a network file system that is away) is told from an answer: only an
+What passes (a broken connection, a busy server, a network file system that is away) is not an answer: only an
 answer can make a sample unreadable. Whoever waits says so in memory that a process shares with those it forks, so that
 a rank can tell a loader that waits for storage from one that hangs.
 """

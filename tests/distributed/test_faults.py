@@ -160,7 +160,7 @@ def mounted(folder: Path, size: str) -> Iterator[Callable[[str], None]]:
 
 @pytest.mark.sweep
 def test_a_run_on_a_full_disk_goes_on_and_fails_at_its_end(scene_shards, tmp_path, empty_config):
-    """Room for two checkpoints of 134 MB: the third is told of, the last one missing ends the run as failed."""
+    """Room for two checkpoints of 134 MB: the third is reported, the last one missing ends the run as failed."""
     with mounted(tmp_path / "disk", "360m") as remount:
         run = tmp_path / "disk" / "run"
         command = train_command(2, settings(scene_shards, run, train__epochs=3), empty_config)

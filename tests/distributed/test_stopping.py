@@ -91,7 +91,7 @@ def test_stopped_while_it_starts(scene_shards, tmp_path, empty_config):
 
 
 def test_loader_workers_leave_signals_to_their_rank(scene_shards, tmp_path, empty_config):
-    """Every process of the job is told, over and over, from the moment the first worker is forked."""
+    """Every process of the job gets the signal, over and over, from the moment the first worker is forked."""
     run = tmp_path / "run"
     overrides = settings(scene_shards, run, train__total_steps=2000, data__num_workers=3)
     process = started(train_command(1, overrides, empty_config), tmp_path / "log")
@@ -111,11 +111,11 @@ def test_a_rank_that_hangs_is_named_and_may_come_back(scene_shards, tmp_path, em
     wait_for(lambda: checkpoint.steps(run), process)
     stuck = ranks_of(process)[1]
     stuck.suspend()
-    wait_for(lambda: "says nothing" in (tmp_path / "log").read_text(), process)
+    wait_for(lambda: "does not answer" in (tmp_path / "log").read_text(), process)
     stuck.resume()
     said = (tmp_path / "log").read_text()
     report = (run / "hang-rank-0.txt").read_text()
-    assert "rank 1 says nothing: it is stopped" in said and "rank 0 says nothing" not in said
+    assert "rank 1 does not answer: it is stopped" in said and "rank 0 does not answer" not in said
     assert "train-000000.tar" in report and "trainer.py" in report and "in _fit" in report and "step " in report
     assert report in said.replace("hang: rank", "rank"), "the stack is in the job's output too"
     assert process.wait(120) == 0
@@ -165,7 +165,7 @@ def scored_steps(run: Path) -> list[int]:
     return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
 
 
-# Who is told what, and when.
+# Which process gets which signal, and when.
 TOLD = [
     ("all", [signal.SIGTERM], "starting"),
     ("launcher", [signal.SIGTERM], "stepping"),

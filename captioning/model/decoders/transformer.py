@@ -125,7 +125,7 @@ class Layer(nn.Module):
             keys, values = torch.cat([before[0], keys], dim=2), torch.cat([before[1], values], dim=2)
         x = x + self.dropout(self.self_attn(normed, (keys, values), is_causal=before is None))
         queries = self.norms[1](x)
-        # An image's captions are so many queries to the same keys.
+        # All captions of an image are queries to the same keys.
         looked = self.cross_attn(queries.reshape(len(image[0]), -1, queries.shape[2]), image, mask)
         x = x + self.dropout(looked.view_as(x))
         return x + self.dropout(self.mlp(self.norms[2](x))), (keys, values), queries
@@ -141,7 +141,7 @@ class RefiningLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Places x [B, P, H], of which ``mask`` bool [B, P] are there -> [B, P, H]."""
+        """Places x [B, P, H], valid where ``mask`` bool [B, P] -> [B, P, H]."""
         normed = self.norms[0](x)
         x = x + self.dropout(self.self_attn(normed, self.self_attn.keys_values(normed), mask))
         return x + self.dropout(self.mlp(self.norms[1](x)))
@@ -163,7 +163,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, keys_values: KeysValues, mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
-        """x [R, Q, H] and R rows of keys and values, of which ``mask`` bool [R, P] are there -> [R, Q, H]."""
+        """x [R, Q, H] and R rows of keys and values, valid where ``mask`` bool [R, P] -> [R, Q, H]."""
         keys, values = keys_values
         there = None if mask is None else mask[:, None, None]
         mixed = F.scaled_dot_product_attention(

@@ -1,4 +1,4 @@
-"""Two LSTMs, of which the first looks and the second speaks: Anderson et al., "Bottom-Up and Top-Down Attention"
+"""An attention LSTM below a language LSTM: Anderson et al., "Bottom-Up and Top-Down Attention"
 (https://arxiv.org/abs/1707.07998). The places are those of a grid, or the boxes of a detector. Shapes as in lstm.py."""
 
 import torch

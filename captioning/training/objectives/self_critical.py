@@ -36,7 +36,7 @@ def advantages(rewards: Tensor, greedy: Tensor | None = None) -> Tensor:
     """How much better each sample is than its baseline: rewards [B, K] -> [B, K].
 
     The baseline is the reward ``greedy`` [B] of the image's greedy caption, or without one the mean reward of the
-    image's other samples, of which there must be some: a baseline that depends on the sample would bias the gradient.
+    image's other samples, at least one: a baseline that depends on the sample would bias the gradient.
     """
     if greedy is not None:
         return rewards - greedy.unsqueeze(1)
