@@ -60,7 +60,8 @@ def train(config: Config, stop: StopSignals | None = None) -> str:
                 trainer.train_step.replica.release()
             accelerator.end_training()
     except InputError:
-        accelerator.end_training()  # all ranks raise it together; Gloo aborts a process that leaves its threads
+        if accelerator.device.type == "cpu":  # Gloo aborts a process that leaves its threads; NCCL may wait for peers
+            accelerator.end_training()
         raise
     return status
 
