@@ -37,12 +37,12 @@ def main() -> None:
     model = _with_form(model, arguments.form)
     index = check_split(arguments.split, model.config)
     with bar(f"encoding {index.name}", shown=ranks.is_main) as on_progress:
-        found = encode_split(index, model, arguments.out, how, ranks, loader_workers(model.config), on_progress)
+        encoded = encode_split(index, model, arguments.out, how, ranks, loader_workers(model.config), on_progress)
     accelerator.end_training()
     if ranks.is_main:
-        size = sum(shard.filesize for shard in found.shards) / 1e6
-        print(f"{found.path}: features of {len(found):,} images in {len(found.shards)} shard(s), {size:,.1f} MB")
-        for entry in found.document["skipped"][:10]:
+        size = sum(shard.filesize for shard in encoded.shards) / 1e6
+        print(f"{encoded.path}: features of {len(encoded):,} images in {len(encoded.shards)} shard(s), {size:,.1f} MB")
+        for entry in encoded.document["skipped"][:10]:
             print(f"  skipped: {entry['image']}: {entry['reason']}")
 
 

@@ -52,19 +52,19 @@ def stored_features(index: Index) -> StoredFeatures | None:
     if values is None:
         return None
     try:
-        found = StoredFeatures(**{field.name: values[field.name] for field in fields(StoredFeatures)})
+        stored = StoredFeatures(**{field.name: values[field.name] for field in fields(StoredFeatures)})
         right = (
-            found.form in FORMS
-            and found.dtype in DTYPES
-            and all(type(n) is int and n >= 1 for n in (found.size, found.views, found.batch_size))
-            and isinstance(found.preprocessing, dict)
-            and isinstance(found.encoder, str)
+            stored.form in FORMS
+            and stored.dtype in DTYPES
+            and all(type(n) is int and n >= 1 for n in (stored.size, stored.views, stored.batch_size))
+            and isinstance(stored.preprocessing, dict)
+            and isinstance(stored.encoder, str)
         )
         if not right:
             raise ValueError("a form, dtype, size or number of views that there is not")
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{index.path}: what it says of its features is wrong ({reason_of(error)}).") from error
-    return found
+    return stored
 
 
 def check_settings(index: Index, config: Config, in_training: bool) -> None:

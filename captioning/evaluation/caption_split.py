@@ -111,8 +111,8 @@ class CaptionSplit:
         if not batch.samples:
             return None
         batch, max_words = batch.to(self.device), self.config.data.max_words
-        found = search([self.model], batch.inputs, self.options, max_words, batch.samples, batch.valid)
-        for sample, best in zip(batch.samples, found, strict=True):
+        results = search([self.model], batch.inputs, self.options, max_words, batch.samples, batch.valid)
+        for sample, best in zip(batch.samples, results, strict=True):
             self._captions[sample] = self.vocabulary.decode(best[0].ids if best else ())  # none: output not finite
         return batch
 

@@ -240,11 +240,11 @@ def _npy(array: np.ndarray) -> bytes:
 
 def _texts(index: Index, start: int, stop: int) -> list[dict[str, Any]]:
     """What lies beside the tars of samples start .. stop - 1: captions, and the hashes of their images."""
-    found, first = [], 0
+    samples, first = [], 0
     for shard in index.shards:
         low, high = max(start - first, 0), min(stop - first, shard.nsamples)
         if low < high:
             shard_index.read_texts(shard)  # which checks that they are this shard's
-            found += json.loads(storage.read_all(shard.path.with_suffix(".captions.json")))["samples"][low:high]
+            samples += json.loads(storage.read_all(shard.path.with_suffix(".captions.json")))["samples"][low:high]
         first += shard.nsamples
-    return found
+    return samples

@@ -195,13 +195,13 @@ class Predictor:
     ) -> Iterator[Caption | InputError]:
         good = [one for one in read if isinstance(one, View)]
         numbers = [first + i for i, one in enumerate(read) if isinstance(one, View)]
-        found: Iterator[list[Hypothesis]] = iter(())
+        results: Iterator[list[Hypothesis]] = iter(())
         if good:
             with self.autocast():
                 images, valid = self._batch(good)
-                found = iter(search(self.models, images, options, self.config.data.max_words, numbers, valid))
+                results = iter(search(self.models, images, options, self.config.data.max_words, numbers, valid))
         for one in read:
-            yield self._said(next(found)) if isinstance(one, View) else one
+            yield self._said(next(results)) if isinstance(one, View) else one
 
     def _said(self, hypotheses: list[Hypothesis]) -> Caption | InputError:
         if not hypotheses:

@@ -8,7 +8,7 @@ as many n-grams with the references as one that goes on, and self-critical train
 (Rennie et al., https://arxiv.org/abs/1612.00563; CIDEr: Vedantam et al., https://arxiv.org/abs/1411.5726).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -70,23 +70,18 @@ class TokenWords:
         )
 
 
-def token_words(
-    vocabulary: Sequence[str],
-    references: References,
-    special: int,
-    error_message: Callable[[str], list[str]] = words_for_scoring,
-) -> TokenWords:
+def token_words(vocabulary: Sequence[str], references: References, special: int) -> TokenWords:
     """The words of every token of a vocabulary whose tokens are words or punctuation, the first ``special`` none.
 
     Words that no reference has get numbers of their own.
     """
     numbers = {word: number for number, word in enumerate(references.words)}
-    found: list[list[int]] = [
-        [numbers.setdefault(word, len(numbers)) for word in (error_message(token) if i >= special else ())]
+    numbered: list[list[int]] = [
+        [numbers.setdefault(word, len(numbers)) for word in (words_for_scoring(token) if i >= special else ())]
         for i, token in enumerate(vocabulary)
     ]
-    counts = np.array([len(words) for words in found], dtype=np.int64)
-    flat = np.array([number for words in found for number in words], dtype=np.int64)
+    counts = np.array([len(words) for words in numbered], dtype=np.int64)
+    flat = np.array([number for words in numbered for number in words], dtype=np.int64)
     return TokenWords(flat, np.cumsum(counts) - counts, counts)
 
 

@@ -109,13 +109,13 @@ def curves_of(run: Path) -> dict[str, list[tuple[int, float]]]:
 
 def validations_of(run: Path) -> list[dict[str, Any]]:
     """The lines of RUN/scores.jsonl; one that is half written is left out."""
-    path, found = run / "scores.jsonl", []
+    path, entries = run / "scores.jsonl", []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
-            found.append(parse_json(line))
+            entries.append(parse_json(line))
         except ValueError:
             continue
-    return [entry for entry in found if isinstance(entry, dict) and isinstance(entry.get("step"), int)]
+    return [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("step"), int)]
 
 
 def _index(path: str | None, notes: list[str]) -> Index | None:

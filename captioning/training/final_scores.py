@@ -35,10 +35,10 @@ def score_test_split(
     if ranks.broadcast(_scored_step(run / FILE) == predictor.step):
         return None
     options = options_of(predictor.config.evaluate)
-    found = caption_run(predictor, run, "test", ranks, options, lambda done, total: on_round())
+    results = caption_run(predictor, run, "test", ranks, options, lambda done, total: on_round())
 
     def scored(_: object) -> dict[str, Any]:
-        document = {**found.about, **evaluate(found.captions).document()}
+        document = {**results.about, **evaluate(results.captions).document()}
         write_atomically(run / FILE, json.dumps(document, indent=1).encode())
         return document
 

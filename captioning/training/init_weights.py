@@ -37,25 +37,25 @@ def init_weights(config: Config) -> ModelBundle | None:
         return None
     if Path(config.init_from).resolve() == Path(config.run).resolve():
         raise InputError(f"init_from={config.init_from} is the run's own folder. Give the new run another run=FOLDER.")
-    found = loaded(Path(config.init_from))
-    theirs, ours = flat(found.config), flat(config)
+    bundle = loaded(Path(config.init_from))
+    theirs, ours = flat(bundle.config), flat(config)
     differing = [f"{key}: {theirs[key]} there, {ours[key]} here" for key in OF_THE_MODEL if theirs[key] != ours[key]]
     if differing:
         raise InputError(
             f"init_from={config.init_from} was trained with another model or vocabulary than this config asks for:\n"
             f"{listed(differing, limit=20)}\nSet these as they are there."
         )
-    return found
+    return bundle
 
 
-def put(found: ModelBundle, config: Config, model: Captioner) -> None:
+def put(bundle: ModelBundle, config: Config, model: Captioner) -> None:
     """The weights into a model of the config's.
 
     Raises:
         InputError: when they do not fit it.
     """
     try:
-        model.load_state_dict(found.weights)
+        model.load_state_dict(bundle.weights)
     except RuntimeError as error:
         why = listed((line[:160] for line in str(error).splitlines()), limit=6)
         raise InputError(f"init_from={config.init_from}: its weights do not fit this config's model:\n{why}") from error

@@ -119,10 +119,10 @@ class TrainStep:
             if stored[number]:
                 eval_batch_norm(self.captioner)
             with self.replica.accumulating(last):
-                found = self.objective.losses(self.replica.model, batch.to(self.accelerator.device), scope)
-                self.accelerator.backward(found.loss)
+                losses = self.objective.losses(self.replica.model, batch.to(self.accelerator.device), scope)
+                self.accelerator.backward(losses.loss)
             self.captioner.train()
-            parts.append(replace(found, loss=found.loss.detach()))
+            parts.append(replace(losses, loss=losses.loss.detach()))
         sums = {name: torch.stack([part.sums[name] for part in parts]).sum(dim=0) for name in parts[0].sums}
         return torch.stack([part.loss for part in parts]), sums
 

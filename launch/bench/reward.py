@@ -43,12 +43,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure(arguments: argparse.Namespace) -> list[Table]:
     words = _references(arguments.captions, arguments.images)
-    found = counted.count(words)
+    references = counted.count(words)
     shown = arguments.captions or "drawn scenes"
     step = Table(f"Self-critical step, {arguments.batch_size} images, {SAMPLES} captions each", STEP_COLUMNS)
-    step.rows = [alone(_share, case, found, arguments.rounds) for case in cases(arguments)]
+    step.rows = [alone(_share, case, references, arguments.rounds) for case in cases(arguments)]
     step.notes = ["rewards: words looked up, n-grams counted, CIDEr, and the signs of degenerate captions"]
-    return [_rates(words, found, f"{shown}, {len(words):,} images", arguments.rounds), step]
+    return [_rates(words, references, f"{shown}, {len(words):,} images", arguments.rounds), step]
 
 
 def _references(path: Path | None, images: int) -> list[list[list[str]]]:
@@ -59,9 +59,9 @@ def _references(path: Path | None, images: int) -> list[list[list[str]]]:
     return [[words_for_scoring(caption) for caption in captions] for captions in texts]
 
 
-def _rates(words: list[list[list[str]]], found: References, title: str, rounds: int) -> Table:
+def _rates(words: list[list[list[str]]], references: References, title: str, rounds: int) -> Table:
     samples = _samples(words)
-    numbers = {word: number for number, word in enumerate(found.words)}
+    numbers = {word: number for number, word in enumerate(references.words)}
     batches = []
     for first in range(0, len(words), IMAGES):
         of_batch = samples[first : first + IMAGES]
@@ -73,7 +73,7 @@ def _rates(words: list[list[list[str]]], found: References, title: str, rounds: 
     def ours(reward: Reward) -> Callable[[], int]:
         return lambda: sum(len(reward.of(*batch)) for batch in batches)
 
-    runners = {"ours, CIDEr": ours(Reward(found)), "ours, CIDEr and BLEU-4": ours(Reward(found, 1.0, 1.0))}
+    runners = {"ours, CIDEr": ours(Reward(references)), "ours, CIDEr and BLEU-4": ours(Reward(references, 1.0, 1.0))}
     theirs = _pycocoevalcap(samples, words)
     if theirs is not None:
         runners["pycocoevalcap, CIDEr"] = theirs
@@ -121,17 +121,17 @@ class _Timed(SelfCritical):
 
     def _rewards(self, *arguments):
         start = time.perf_counter()
-        found = super()._rewards(*arguments)
+        rewards = super()._rewards(*arguments)
         self.seconds.append(time.perf_counter() - start)
-        return found
+        return rewards
 
 
-def _share(case: Case, found: References, rounds: int) -> list[Cell]:
+def _share(case: Case, references: References, rounds: int) -> list[Cell]:
     """A random model, which draws words at random and seldom ends: its captions are as long as captions get."""
     torch.manual_seed(0)
     accelerator, ranks = init_distributed(case.precision)
-    vocabulary = (*SPECIAL, *found.words[1:])
-    objective = _Timed(Reward(found), token_words(vocabulary, found, len(SPECIAL)), 0, 20, SAMPLES)
+    vocabulary = (*SPECIAL, *references.words[1:])
+    objective = _Timed(Reward(references), token_words(vocabulary, references, len(SPECIAL)), 0, 20, SAMPLES)
     captioner = Captioner(case.config, len(vocabulary))
     train_step = TrainStep(captioner, objective, case.config, accelerator, ranks, 1_000_000)
     batch = replace(noise_batch(case), samples=tuple(range(case.batch_size)))

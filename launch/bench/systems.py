@@ -62,15 +62,15 @@ class System:
 
 def systems() -> list[System]:
     """Those that this version can train: decoders and image geometries that it does not have are left out."""
-    found = [System(name, {"decoder.name": name}, (1, 3)) for name in DECODERS]
-    found += [
+    systems = [System(name, {"decoder.name": name}, (1, 3)) for name in DECODERS]
+    systems += [
         System(f"attention, {mode}", {"decoder.name": "attention", "data.crop_mode": mode})
         for mode in ("squash", "pad")
         if "data.crop_mode" in SETTINGS
     ]
-    found.append(System("attention, from zero", {"decoder.name": "attention", "decoder.initial_state": "zero"}))
-    found.append(System("attention, encoder frozen", {"decoder.name": "attention", "encoder.trainable": "none"}))
-    return found
+    systems.append(System("attention, from zero", {"decoder.name": "attention", "decoder.initial_state": "zero"}))
+    systems.append(System("attention, encoder frozen", {"decoder.name": "attention", "encoder.trainable": "none"}))
+    return systems
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -193,8 +193,8 @@ def _metrics(run: Path, out: Path, beam_size: int) -> dict[str, Metric]:
     predictor = Predictor.from_checkpoint(run, "latest", "cpu")
     options = SearchOptions(beam_size=beam_size)
     said = caption_run(predictor, run, str(out / "shards/rich/val.json"), Ranks(0, 1), options).captions
-    found = {metric.name: metric for metric in evaluate(said).metrics if metric.name in SCORES}
-    return {**found, **_right(said)}
+    scores = {metric.name: metric for metric in evaluate(said).metrics if metric.name in SCORES}
+    return {**scores, **_right(said)}
 
 
 def _right(said: ScoredCaptions) -> dict[str, Metric]:
@@ -202,12 +202,12 @@ def _right(said: ScoredCaptions) -> dict[str, Metric]:
         rich_scenes.aspects_right(caption, rich_scenes.scene(0, "val", int(number)))
         for number, caption in zip(said.image_ids, said.captions, strict=True)
     ]
-    found = {}
+    scores = {}
     for name in RIGHT:
         asked = np.array([name in one for one in right], dtype=np.float64)
         hits = np.array([one.get(name, False) for one in right], dtype=np.float64)
-        found[name] = Metric(name, hits, np.stack([hits, asked], axis=1), mean_of(name, hits).total)
-    return found
+        scores[name] = Metric(name, hits, np.stack([hits, asked], axis=1), mean_of(name, hits).total)
+    return scores
 
 
 def _mean_of_seeds(metrics: list[Metric]) -> Metric:

@@ -48,14 +48,14 @@ class Features:
 
 def _with_features(source: Source, by_stem: dict[str, str], about: dict[str, Any], path: Path) -> Source:
     """The source with the file of features in place of each image's, by the name of the image, else by its id."""
-    found: list[Record] = []
+    records: list[Record] = []
     for record in source.records:
         stem = PurePosixPath(record.image).stem
         name = by_stem.get(stem) or by_stem.get(str(record.image_id))
         if name is not None:
-            found.append(replace(record, image=name))
-    left_out = {**source.left_out, "images without a file of features": len(source.records) - len(found)}
-    return replace(source_of(source.images, found, left_out, path), features=about)
+            records.append(replace(record, image=name))
+    left_out = {**source.left_out, "images without a file of features": len(source.records) - len(records)}
+    return replace(source_of(source.images, records, left_out, path), features=about)
 
 
 def _about(files: ImageFiles, first: str, dtype: str) -> dict[str, Any]:

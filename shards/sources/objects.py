@@ -135,11 +135,11 @@ def _refuse_other_json(document: dict[str, Any], path: Path) -> None:
 
 
 def _json_lines(text: str, path: Path) -> list[Any]:
-    found = []
+    values = []
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
-                found.append(parse_json(line))
+                values.append(parse_json(line))
             except ValueError as error:
                 raise InputError(f"{path}, line {number} is not JSON ({error}). Was the file cut short?") from error
-    return found
+    return values

@@ -8,13 +8,13 @@ from captioning.metrics.degenerate import distinct_captions, ends_badly, repeats
 from captioning.metrics.ptb import words_for_scoring
 from captioning.metrics.reward import Words
 from tests.conftest import coco_references
-from tests.unit.test_reward import error_message
+from tests.unit.test_reward import numbered_words
 
 REFERENCES = counted.count([[["a", "cat", "sits", "on", "a", "mat"]] * 5] * 20)
 
 
 def of(*texts: str) -> Words:
-    return error_message([text.split() for text in texts], REFERENCES)
+    return numbered_words([text.split() for text in texts], REFERENCES)
 
 
 def test_ends_that_no_reference_has():
@@ -38,6 +38,6 @@ def test_distinct_captions_are_counted_by_image():
 def test_hardly_any_caption_that_people_wrote_is_degenerate():
     captions = [[words_for_scoring(c) for c in of_image] for of_image in coco_references().values()]
     references = counted.count(captions)
-    words = error_message([c for of_image in captions for c in of_image], references)
+    words = numbered_words([c for of_image in captions for c in of_image], references)
     assert ends_badly(words, references).mean() == pytest.approx(0.003, abs=0.001)
     assert repeats(words).mean() == pytest.approx(0.004, abs=0.001)

@@ -18,7 +18,7 @@ from tests.conftest import coco_references
 from tests.unit.test_metrics import WORDS, as_theirs, corpus
 
 
-def error_message(captions: list[list[str]], references: References) -> Words:
+def numbered_words(captions: list[list[str]], references: References) -> Words:
     numbers = {word: i for i, word in enumerate(references.words)}
     flat = [numbers.setdefault(word, len(numbers)) for caption in captions for word in caption]
     return Words(np.array(flat, dtype=np.int64), np.array([len(caption) for caption in captions], dtype=np.int64))
@@ -50,7 +50,7 @@ def test_values_are_those_of_pycocoevalcap_in_any_batch(seed, with_end):
     asked = [(k, i) for k in range(len(candidates)) for i in range(len(references))]
     random.Random(seed).shuffle(asked)
     for batch in (asked, asked[:1], asked[1:8], asked[8:50]):
-        words = error_message([candidates[k][i] for k, i in batch], ours)
+        words = numbered_words([candidates[k][i] for k, i in batch], ours)
         if with_end:
             words = words.with_end(np.ones(len(batch), dtype=bool))
         images = np.array([i for _, i in batch])
@@ -62,7 +62,7 @@ def test_values_are_those_of_pycocoevalcap_in_any_batch(seed, with_end):
 def test_values_on_real_captions_are_those_of_pycocoevalcap():
     captions = [[words_for_scoring(c) for c in of_image] for of_image in coco_references().values()][:400]
     ours = counted.count([c[1:] for c in captions])
-    words = error_message([c[0] for c in captions], ours).with_end(np.ones(len(captions), dtype=bool))
+    words = numbered_words([c[0] for c in captions], ours).with_end(np.ones(len(captions), dtype=bool))
     cider, bleu = theirs([c[0] for c in captions], [c[1:] for c in captions], with_end=True)
     np.testing.assert_allclose(Reward(ours, 1, 1).of(words, np.arange(400)), cider + bleu, rtol=0, atol=1e-9)
 
@@ -70,7 +70,7 @@ def test_values_on_real_captions_are_those_of_pycocoevalcap():
 def test_only_a_caption_that_ended_by_itself_gets_the_end():
     references = [[["a", "cat", "on", "a", "mat"]], [["two", "dogs", "on", "a", "lawn"]], [["a", "red", "bus"]]]
     ours = counted.count(references)
-    words = error_message([references[0][0], references[0][0], []], ours)
+    words = numbered_words([references[0][0], references[0][0], []], ours)
     ended = words.with_end(np.array([True, False, True]))
     assert ended.lengths.tolist() == [6, 5, 1]
     whole, cut, empty = Reward(ours).of(ended, np.array([0, 0, 0]))
@@ -84,7 +84,7 @@ def test_a_caption_that_breaks_off_pays_for_it_with_the_end_alone():
     gained = {}
     for with_end in (False, True):
         ours = counted.count(references, with_end)
-        words = error_message([good, broken], ours).with_end(np.array([with_end] * 2))
+        words = numbered_words([good, broken], ours).with_end(np.array([with_end] * 2))
         good_reward, broken_reward = Reward(ours).of(words, np.array([0, 0]))
         gained[with_end] = broken_reward - good_reward
     assert gained[True] < gained[False]
@@ -95,7 +95,7 @@ def test_empty_batches_images_without_references_and_captions_of_unknown_words()
     assert ours.documents == 2
     nothing = Words(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
     assert Reward(ours, 1, 1).of(nothing, np.empty(0, dtype=np.int64)).shape == (0,)
-    words = error_message([["a", "cat"], ["owl", "owl"], []], ours).with_end(np.array([True] * 3))
+    words = numbered_words([["a", "cat"], ["owl", "owl"], []], ours).with_end(np.array([True] * 3))
     rewards = Reward(ours, 1, 1).of(words, np.array([0, 1, 1]))
     assert rewards[0] == 0 and np.isfinite(rewards).all() and (rewards[1:] < 0.05).all()
 
@@ -106,7 +106,7 @@ def test_saved_and_mapped_it_is_the_same_and_is_bound_to_what_it_was_made_of(tmp
     counted.save(ours, tmp_path, {"fingerprint": "f", "end": True})
     assert counted.is_saved(tmp_path, {"fingerprint": "f", "end": True})
     assert not counted.is_saved(tmp_path, {"fingerprint": "g", "end": True})
-    words, images = error_message(candidates, ours), np.arange(len(candidates))
+    words, images = numbered_words(candidates, ours), np.arange(len(candidates))
     mapped = counted.load(tmp_path)
     np.testing.assert_array_equal(Reward(mapped, 1, 1).of(words, images), Reward(ours, 1, 1).of(words, images))
     (tmp_path / "about.json").unlink()
