@@ -47,6 +47,10 @@ def read_ahead(dataset: Dataset, places: Iterable, num_workers: int, pin_memory:
         if str(error).startswith("Caught ") or (lost := loader.lost()) is None:
             raise
         raise lost from error
+    except RuntimeError as error:
+        if not str(error).endswith("exited unexpectedly") or (lost := loader.lost()) is None:
+            raise
+        raise lost from error  # torch noticed that a worker is gone before it learned how it ended
 
 
 class _Loader(DataLoader):
@@ -55,10 +59,13 @@ class _Loader(DataLoader):
     def lost(self) -> RuntimeError | None:
         """What torch would say of a worker that has ended by itself; None when none has."""
         workers = getattr(self._running, "_workers", [])
-        multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=5)
+        gone = multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=5)
         for worker in workers:
-            if worker.exitcode == -signal.SIGKILL:
-                return RuntimeError(f"DataLoader worker (pid {worker.pid}) is killed by signal: Killed. ")
+            if worker.sentinel in gone:
+                worker.join(5)  # its pipes close a moment before it has an exit code
+            if worker.exitcode and worker.exitcode < 0:
+                name = signal.strsignal(-worker.exitcode)
+                return RuntimeError(f"DataLoader worker (pid {worker.pid}) is killed by signal: {name}. ")
             if worker.exitcode:
                 said = f"exited unexpectedly with exit code {worker.exitcode}. "
                 return RuntimeError(f"DataLoader worker (pid {worker.pid}) {said}")

@@ -111,7 +111,8 @@ class Cache:
                 os.ftruncate(file, 0)
                 waited_for(lambda: self._reserve(file, filesize))  # for room, where the disk is full of other things
                 self._fetch_bytes(url, file, filesize, sha256)
-                part.replace(final)
+                with _locked(self.home / "lock"):  # else whoever adds up what is here may meet it under neither name
+                    part.replace(final)
             except OSError as error:
                 _failed[sha256] = (time.monotonic(), str(error))
                 raise

@@ -42,12 +42,16 @@ def shards(tmp_path) -> list[tuple[Url, bytes, str]]:
 
 
 def held(folder: Path) -> int:
+    """Under the lock that room is reserved under: without it, files that come and go are added up over time."""
+    if not (folder / "lock").exists():
+        return 0
     sizes = []
-    for path in folder.glob("*[0-9a-f].*"):
-        try:
-            sizes.append(path.stat().st_size)
-        except FileNotFoundError:
-            continue
+    with cache._locked(folder / "lock"):
+        for path in folder.glob("*[0-9a-f].*"):
+            try:
+                sizes.append(path.stat().st_size)
+            except FileNotFoundError:
+                continue
     return sum(sizes)
 
 
