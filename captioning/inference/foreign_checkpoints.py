@@ -234,13 +234,14 @@ def _decoder_weights(
             case ["embed" | "embedding" | "word_embeddings", "weight"]:
                 renamed["decoder.embedding.weight"] = value
             case ["lstm", rest]:
-                renamed[f"decoder.lstm.{rest}"] = value
+                kind, _, layer = rest.rpartition("_l")
+                renamed[f"decoder.lstm.{layer}.{kind}_l0"] = value
             case ["linear" | "fc", "weight" | "bias" as rest]:
                 renamed[f"decoder.classifier.{rest}"] = value
             case _:
                 unknown.append(name)
     wanted = ["decoder.embedding.weight", "decoder.classifier.weight", "decoder.classifier.bias"]
-    missing = [name for name in [*wanted, "decoder.lstm.weight_hh_l0"] if name not in renamed]
+    missing = [name for name in [*wanted, "decoder.lstm.0.weight_hh_l0"] if name not in renamed]
     if unknown or missing:
         raise InputError(
             f"{path} is not the tutorial's decoder: it has {', '.join(list(state)[:6])}"
@@ -264,14 +265,14 @@ def _reordered(table: Tensor, order: list[int | None], absent: float) -> Tensor:
 
 def _config_of(weights: dict[str, Tensor], resnet: str, decoder: Path) -> Config:
     """The config whose model these weights fit; training settings are the defaults, and mean nothing."""
-    layers = sum(name.startswith("decoder.lstm.weight_hh_l") for name in weights)
+    layers = sum(name.startswith("decoder.lstm.") and name.endswith(".weight_hh_l0") for name in weights)
     return Config(
         run=decoder.stem,
         data=DataConfig(train=f"imported from {decoder.name}", crop_mode="squash", image_size=224),
         encoder=EncoderConfig(name=resnet, projection_batch_norm="projection.1.weight" in weights),  # type: ignore[arg-type]
         decoder=DecoderConfig(
             embedding_size=weights["decoder.embedding.weight"].shape[1],
-            hidden_size=weights["decoder.lstm.weight_hh_l0"].shape[1],
+            hidden_size=weights["decoder.lstm.0.weight_hh_l0"].shape[1],
             num_layers=layers,
         ),
         train=replace(TrainConfig(), epochs=1),

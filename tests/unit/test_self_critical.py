@@ -15,6 +15,7 @@ from captioning.data.vocabulary import END, SPECIAL
 from captioning.metrics import references as counted
 from captioning.metrics.reward import Reward, token_words
 from captioning.model.decoders.lstm import LstmDecoder
+from captioning.model.decoders.recurrence import Lstm
 from captioning.model.features import Features
 from captioning.model.sampling import Samples, policy
 from captioning.training.objectives import OBJECTIVES, CrossEntropy, SelfCritical, StepScope, self_critical
@@ -143,7 +144,7 @@ def model_of(kind: str):
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if isinstance(module, nn.LSTM):
+        if isinstance(module, Lstm):
             module.dropout = 0.0
     if kind == "lstm":
         model.projection[1] = nn.Identity()

@@ -9,6 +9,7 @@ from captioning.data.padded_captions import PaddedCaptions
 from captioning.data.vocabulary import PAD
 from captioning.model.decoders.looking import AdditiveAttention, LookingState, longest_first, unroll
 from captioning.model.decoders.lstm import initialise
+from captioning.model.decoders.recurrence import LstmCell
 from captioning.model.features import Features
 
 
@@ -29,7 +30,7 @@ class AttentionDecoder(nn.Module):
             self.first_cell = nn.Linear(feature_size, hidden)
         self.attention = AdditiveAttention(feature_size, hidden, hidden)
         self.gate = nn.Linear(hidden, feature_size)
-        self.lstm = nn.LSTMCell(config.embedding_size + feature_size, hidden)
+        self.lstm = LstmCell(config.embedding_size + feature_size, hidden)
         self.classifier = nn.Linear(hidden, vocabulary_size)
         self.dropout = nn.Dropout(config.dropout)
         initialise(self.lstm, self.classifier)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from captioning.config import DecoderConfig
 from captioning.data.padded_captions import PaddedCaptions
 from captioning.data.vocabulary import PAD, START
+from captioning.model.decoders.recurrence import Lstm
 from captioning.model.features import Features
 
 
@@ -38,13 +39,13 @@ class LstmDecoder(nn.Module):
     def __init__(self, config: DecoderConfig, feature_size: int, vocabulary_size: int):
         super().__init__()
         self.vocabulary_size = vocabulary_size
-        between = config.dropout if config.num_layers > 1 else 0.0
         elsewhere = config.dropout if config.dropout_at == "all" else 0.0
         self.embedding = nn.Embedding(vocabulary_size, config.embedding_size, padding_idx=PAD)
-        self.lstm = nn.LSTM(feature_size, config.hidden_size, config.num_layers, batch_first=True, dropout=between)
+        self.lstm = Lstm(feature_size, config.hidden_size, config.num_layers, config.dropout)
         self.classifier = nn.Linear(config.hidden_size, vocabulary_size)
         self.dropout = nn.Dropout(elsewhere)
-        initialise(self.lstm, self.classifier)
+        for layer in self.lstm:
+            initialise(layer, self.classifier)
 
     def forward(self, features: Features, captions: PaddedCaptions) -> tuple[Tensor, Tensor]:
         """Teacher forcing: vectors [B, E], N captions of M words -> logits [M, V], penalty.
@@ -68,7 +69,7 @@ class LstmDecoder(nn.Module):
         return self.classifier(hidden.squeeze(1)), LstmState(*after)
 
 
-def initialise(lstm: nn.LSTM | nn.LSTMCell, classifier: nn.Linear) -> None:
+def initialise(lstm: nn.Module, classifier: nn.Linear) -> None:
     """Scales that let the image through from the first step on.
 
     With torch's defaults an LSTM fed unit-variance inputs answers with outputs of about 0.07, the classifier with

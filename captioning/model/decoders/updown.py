@@ -9,6 +9,7 @@ from captioning.data.padded_captions import PaddedCaptions
 from captioning.data.vocabulary import PAD
 from captioning.model.decoders.looking import AdditiveAttention, LookingState, longest_first, unroll
 from captioning.model.decoders.lstm import initialise
+from captioning.model.decoders.recurrence import LstmCell
 from captioning.model.features import Features
 
 
@@ -23,9 +24,9 @@ class UpDownDecoder(nn.Module):
         hidden = config.hidden_size
         self.vocabulary_size, self.hidden_size = vocabulary_size, hidden
         self.embedding = nn.Embedding(vocabulary_size, config.embedding_size, padding_idx=PAD)
-        self.attention_lstm = nn.LSTMCell(hidden + feature_size + config.embedding_size, hidden)
+        self.attention_lstm = LstmCell(hidden + feature_size + config.embedding_size, hidden)
         self.attention = AdditiveAttention(feature_size, hidden, hidden)
-        self.language_lstm = nn.LSTMCell(feature_size + hidden, hidden)
+        self.language_lstm = LstmCell(feature_size + hidden, hidden)
         self.classifier = nn.Linear(hidden, vocabulary_size)
         self.dropout = nn.Dropout(config.dropout)
         initialise(self.attention_lstm, self.classifier)
