@@ -40,6 +40,11 @@ class Replica:
         self.model: nn.Module
         self.optimizer: AcceleratedOptimizer
         self.model, self.optimizer = self.accelerator.prepare(self.captioner, optimizer)
+        if self.ranks.world_size > 1:
+            # Making it, DDP gave rank 0's buffers to all. It would do so again at each step, one small copy a buffer,
+            # and nothing needs it: in training BatchNorm uses the batch's own statistics.
+            assert isinstance(self.model, nn.parallel.DistributedDataParallel)
+            self.model.broadcast_buffers = False
         self._settle_gradient_buckets()
         self.model.train()
         self.statistics = [
@@ -64,10 +69,17 @@ class Replica:
         return nullcontext() if last else self.accelerator.no_sync(self.model)
 
     def share_buffers(self) -> None:
-        """Rank 0's BatchNorm statistics to all: DDP does it at the next training step, evaluation cannot wait."""
-        if self.ranks.world_size > 1:
-            for buffer in self.captioner.buffers():
-                torch.distributed.broadcast(buffer, src=0)
+        """Rank 0's BatchNorm statistics to all, where they are used rather than collected: in evaluation, and for a
+        micro-batch of one image. One exchange for each type of number."""
+        if self.ranks.world_size == 1:
+            return
+        buffers = list(self.captioner.buffers())
+        for kind in dict.fromkeys(buffer.dtype for buffer in buffers):
+            of_kind = [buffer for buffer in buffers if buffer.dtype == kind]
+            flat = torch.cat([buffer.flatten() for buffer in of_kind])
+            torch.distributed.broadcast(flat, src=0)
+            for buffer, values in zip(of_kind, flat.split([b.numel() for b in of_kind]), strict=True):
+                buffer.copy_(values.view_as(buffer))
 
     def statistics_kept(self) -> list[Tensor]:
         """A copy of BatchNorm's statistics, for ``restore_statistics``."""

@@ -259,13 +259,18 @@ class Trainer:
         self.clock.waiting += time.perf_counter() - asked
         self._at("waiting for the other ranks to have read theirs")
         mine = scope_alone(self.state.step, micro_batches)
-        counts = [mine.images, mine.targets, sum(len(b.unreadable) for b in micro_batches)]
+        lone = float(
+            sum(len(batch.keys) == 1 for batch in micro_batches)
+        )  # normalised by stored statistics, see Captioner
+        counts = [mine.images, mine.targets, sum(len(b.unreadable) for b in micro_batches), lone]
         flags = [objection is not None, self.stop.received is not None]
-        images, targets, unreadable, failed, stopping = self.ranks.all_reduce_sum([*counts, *flags])
+        images, targets, unreadable, lone, failed, stopping = self.ranks.all_reduce_sum([*counts, *flags])
         if failed:
             raise InputError(next(filter(None, self.ranks.all_gather(objection))))
         if stopping:
             raise stopped_by(self.ranks.all_gather(self.stop.received))
+        if lone:
+            self.train_step.replica.share_buffers()  # else a resumed run, which has rank 0's alone, would differ
         logging = self._is_time(self.config.monitor.log_every_steps, self.state.step + 1)
         return micro_batches, StepScope(self.state.step, images, targets, self.ranks.world_size, logging), unreadable
 

@@ -85,6 +85,8 @@ def test_thawed_at_a_step_and_continued_before_at_and_after_it(scene_shards, tmp
     """Two processes, bf16, averaged weights: the same bits wherever the run was taken up again."""
     changes = {
         "train__total_steps": 5,
+        "train__global_batch_size": 6,
+        "train__micro_batch_size": 2,  # a rank's third image is alone: stored statistics normalise it
         "train__ema_decay": 0.9,
         "encoder__trainable": "layer4",
         "encoder__unfreeze_at_step": 2,
@@ -339,6 +341,32 @@ def test_averages_begin_with_the_weights_that_rank_0_read(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"0", "1"}
 
 
+def statistics_of_ranks() -> None:
+    accelerator, ranks = init_distributed("no")
+    config, captioner = tiny()
+    norm = captioner.encoder.stages["layer4"][0].bn1
+    norm.running_mean.fill_(ranks.rank + 1.0)
+    train_step = TrainStep(captioner, CrossEntropy(), config, accelerator, ranks, 9)
+
+    def of_ranks() -> list[list[float]]:
+        return ranks.all_gather(norm.running_mean.tolist())
+
+    assert of_ranks() == [[1.0] * 512] * 2, "both begin with rank 0's"
+    for step in range(2):
+        train_step.step(StepScope(step, 4, 12.0, 2), [batch_of([4, 5, 6], ranks.rank)])
+        mine, other = of_ranks()
+        assert mine != other, "each collects its own: nothing is broadcast at each step"
+    train_step.replica.share_buffers()
+    assert of_ranks() == [mine] * 2
+    ranks.barrier()
+    train_step.replica.release()
+    accelerator.end_training()
+
+
+def test_ranks_begin_with_one_batch_norm_and_share_it_where_it_is_used():
+    in_processes(2, statistics_of_ranks)
+
+
 def threads_of_a_rank(folder: Path) -> None:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
     torch.set_num_threads(4)
@@ -358,6 +386,7 @@ def frozen_stages_are_folded_once() -> None:
     twins = []
     for step in range(3):
         train_step.step(StepScope(step, 2, 24.0, 2), [batch_of([4, 5, 6], ranks.rank)] * 2)
+        train_step.replica.share_buffers()
         twins.append([captioner.encoder._folded[stage]._twin for stage in captioner.encoder.frozen])
     assert len(twins[0]) == 3 and all(twin is not None for twin in twins[0])
     assert all(one is other for later in twins[1:] for one, other in zip(twins[0], later, strict=True))
@@ -366,5 +395,5 @@ def frozen_stages_are_folded_once() -> None:
     accelerator.end_training()
 
 
-def test_frozen_stages_are_folded_once_though_ddp_writes_their_statistics():
+def test_frozen_stages_are_folded_once_though_ranks_share_their_statistics():
     in_processes(2, frozen_stages_are_folded_once)

@@ -58,9 +58,9 @@ class Folded:
     """A twin of a module in evaluation mode, every BatchNorm multiplied into the convolution it follows.
 
     The outputs are the module's to rounding, with a pass over each feature map less. The twin is made when it is first
-    wanted, and again after any parameter of the module was changed or replaced. Statistics alone are not watched: DDP
-    writes rank 0's into every rank's before each step, the same ones again for as long as they are fixed. It is no part
-    of the module, so that neither a state dict nor an optimizer knows of it.
+    wanted, and again after any parameter of the module was changed or replaced. Statistics alone are not watched: where
+    ranks share them, the same ones are written again for as long as they are fixed. It is no part of the module, so
+    that neither a state dict nor an optimizer knows of it.
     """
 
     def __init__(self) -> None:
