@@ -131,6 +131,12 @@ def rank_part(start: int, stop: int, rank: int, world_size: int) -> tuple[int, i
     return start + size * rank // world_size, start + size * (rank + 1) // world_size
 
 
+def largest_micro_batch(images: int, world_size: int, micro_batch_size: int) -> int:
+    """The most images that a rank has at once in a step of ``images``."""
+    of_rank = -(-images // world_size)
+    return -(-of_rank // micro_batches(images, world_size, micro_batch_size))
+
+
 def micro_batches(images: int, world_size: int, micro_batch_size: int) -> int:
     """How many micro-batches every rank runs for a step of ``images``: enough for the rank with the largest part."""
     return -(-images // (world_size * micro_batch_size))

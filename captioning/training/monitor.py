@@ -31,6 +31,7 @@ from shards.errors import printable, reason_of
 from shards.files import write_atomically
 from shards.images import open_rgb
 from shards.index import Index
+from shards.order import largest_micro_batch
 from shards.reader import UnreadableSample, read_sample
 
 logger = logging.getLogger(__name__)
@@ -282,6 +283,11 @@ def _learning(scalars: dict[str, float]) -> tuple[str, ...]:
     )
 
 
+def _compiled(config: Config, world_size: int) -> str:
+    batch = largest_micro_batch(config.train.global_batch_size, world_size, config.train.micro_batch_size)
+    return f"each stage of the encoder, for {batch} images, to validate {config.evaluate.batch_size}; it starts slowly"
+
+
 def start_up_table(
     config: Config, experiment: Experiment, batches: ShardDataset, model: nn.Module, device: torch.device
 ) -> dict[str, str]:
@@ -300,6 +306,7 @@ def start_up_table(
         f"{len(experiment.vocabulary):,} words",
         "model": f"{config.encoder.name} and {config.decoder.name}, "
         f"{trained:.2f} M parameters trained, {frozen:.2f} M frozen",
+        **({"compiled": _compiled(config, batches.world_size)} if config.train.compile else {}),
         "steps": f"{experiment.total_steps(config):,}, {experiment.steps_per_epoch(config):,} an epoch, "
         f"{experiment.state.step:,} done",
     }

@@ -12,8 +12,8 @@ from captioning.data.padded_captions import PaddedCaptions
 from captioning.distributed.ranks import Ranks
 from captioning.model.captioner import Captioner
 from captioning.model.encoders.batch_norm import is_batch_norm
-from captioning.model.encoders.compiling import compile_stages
 from captioning.training.optim import build_optimizer
+from shards.order import largest_micro_batch
 
 
 class Replica:
@@ -30,7 +30,8 @@ class Replica:
         if self.synced:
             nn.SyncBatchNorm.convert_sync_batchnorm(captioner)
         if config.train.compile:
-            compile_stages(captioner.encoder)
+            batch = largest_micro_batch(config.train.global_batch_size, ranks.world_size, config.train.micro_batch_size)
+            captioner.encoder.compile_stages(batch, config.evaluate.batch_size)
         if first_step <= config.encoder.unfreeze_at_step > 0:
             # Until that step begins; the optimizer passes over what has no gradient.
             captioner.encoder.train_from("none")

@@ -93,15 +93,23 @@ def test_training_above_frozen_stages_learns_the_same():
     assert folding.train()._folded["layer4"]._twin is None, "no memory for what is about to change"
 
 
-def test_it_can_be_turned_off_and_leaves_compiled_stages_alone():
-    off = build_encoder(replace(EncoderConfig("resnet18"), fold_batch_norm=False)).eval()
-    assert off._folded == {}
-    compiled, calls = encoder().eval(), []
-    for stage in compiled.stages.values():
-        stage.compile(backend=lambda graph, _: calls.append(graph) or graph.forward)
-    with torch.no_grad():
-        compiled(IMAGES)
-    assert calls and all(folded._twin is None for folded in compiled._folded.values())
+def test_it_can_be_turned_off():
+    assert build_encoder(replace(EncoderConfig("resnet18"), fold_batch_norm=False)).eval()._folded == {}
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
+def test_within_autocast_the_twin_has_weights_of_its_type_and_gives_the_same(name):
+    """As autocast itself rounds them, image by image; its own copies of frozen weights it makes in every step."""
+    made = encoder(name).eval()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        got, expected = made(IMAGES).float(), unfolded(made)(IMAGES).float()
+        twins = {stage: folded._twin for stage, folded in made._folded.items()}
+        assert made(IMAGES).dtype == torch.bfloat16 and all(made._folded[s]._twin is twin for s, twin in twins.items())
+    torch.testing.assert_close(got, expected, rtol=0.05, atol=0.05 * float(expected.abs().max()))
+    convolutions = [m for twin in twins.values() for m in twin.modules() if isinstance(m, nn.Conv2d)]
+    assert {m.weight.dtype for m in convolutions} == {torch.bfloat16}
+    assert {p.dtype for p in made.parameters()} == {torch.float32}
+    assert_same(made, IMAGES)  # without autocast again: in float32
 
 
 def test_state_dict_and_parameters_know_of_no_twin():

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import torchvision
 from accelerate import init_empty_weights
 from torch import Tensor, nn
@@ -16,7 +17,8 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from captioning.config import ENCODERS, EncoderConfig
-from captioning.model.encoders.batch_norm import Folded, eval_batch_norm, has_batch_norm, recomputation
+from captioning.model.encoders.batch_norm import Folded, eval_batch_norm, has_batch_norm, is_batch_norm, recomputation
+from captioning.model.encoders.compiling import keep_graphs_of
 from captioning.model.encoders.weights import read_weights
 from captioning.model.features import masked_mean
 from shards.errors import InputError, listed
@@ -48,6 +50,8 @@ class TorchvisionEncoder(nn.Module, ABC):
         self.freeze_batch_norm, self.gradient_checkpointing = config.freeze_batch_norm, config.gradient_checkpointing
         folding = [name for name, stage in self.stages.items() if config.fold_batch_norm and has_batch_norm(stage)]
         self._folded = {name: Folded() for name in folding}
+        self._compiled: set[str] = set()  # stages
+        self._batch_sizes: dict[bool, int] = {}  # of compiled graphs, in training and not
         self.train_from(config.trainable)
         self.register_buffer("mean", torch.tensor(_MEAN).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(_STD).view(3, 1, 1) * 255, persistent=False)
@@ -112,6 +116,22 @@ class TorchvisionEncoder(nn.Module, ABC):
             eval_batch_norm(self)
         return self
 
+    def compile_stages(self, training_batch: int, evaluation_batch: int, **options: Any) -> None:
+        """torch.compile, a graph for each stage: frozen and trained ones, and equal blocks, are graphs of their own.
+
+        A graph is for one batch size; smaller batches are filled up to these, but where BatchNorm would see it. Stages
+        with SyncBatchNorm are left alone: it exchanges values with other ranks in the middle of the graph.
+        """
+        keep_graphs_of(len(self.stages))
+        options = {"dynamic": False, **options}
+        self._batch_sizes = {True: training_batch, False: evaluation_batch}
+        for name, stage in self.stages.items():
+            if not any(isinstance(module, nn.SyncBatchNorm) for module in stage.modules()):
+                stage.compile(**options)  # in place: its parameters keep their names
+                self._compiled.add(name)
+        for folded in self._folded.values():
+            folded.compile(**options)
+
     def load_pretrained(self, weights: str | None) -> None:
         """Fill the stages with torchvision's weights of this name (IMAGENET1K_V2), or from a file of its state dict.
 
@@ -156,19 +176,25 @@ class TorchvisionEncoder(nn.Module, ABC):
         return self.feature_map(x).shape[1]
 
     def _last_stage(self, images: Tensor) -> Tensor:
+        given, missing = len(images), self._batch_sizes.get(self.training, 0) - len(images)
+        if missing > 0:
+            images = F.pad(images, (0, 0, 0, 0, 0, 0, 0, missing))
         x = ((images.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         with torch.no_grad():  # nothing below the first trained stage is kept for a backward pass
             for name in self.frozen:
                 x = self._fixed(name, x)
+        if missing > 0 and any(is_batch_norm(m) and m.training for m in self.modules()):
+            x = x[:given]
         fixed = not (self.training or torch.is_grad_enabled())
         for name in list(self.stages)[len(self.frozen) :]:
             x = self._fixed(name, x) if fixed else self._trained(self.stages[name], x)
-        return x
+        return x[:given]
 
     def _fixed(self, name: str, x: Tensor) -> Tensor:
-        """The output of a stage that is in evaluation mode, without gradients. A compiled one folds by itself."""
-        stage = self.stages[name]
-        return stage(x) if name not in self._folded or stage._compiled_call_impl else self._folded[name](stage, x)
+        """The output of a stage in evaluation mode, without gradients. One that is trained at other times is not folded
+        if it is compiled: each of its twins would be compiled anew."""
+        fold = name in self._folded and (name in self.frozen or name not in self._compiled)
+        return self._folded[name](self.stages[name], x) if fold else self.stages[name](x)
 
     def _trained(self, stage: nn.Module, x: Tensor) -> Tensor:
         """A stage's output; with gradient checkpointing its insides are computed again for the backward pass

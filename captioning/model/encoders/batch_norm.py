@@ -6,7 +6,7 @@ With fixed statistics BatchNorm is a scale and a shift, which go into the convol
 import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +65,14 @@ class Folded:
 
     def __init__(self) -> None:
         self._twin: nn.Module | None = None
+        self._kind: torch.dtype | None = None  # of the twin's convolutions; None: the module's own
         self._made_of: list[tuple[Tensor, int]] = []
+        self._options: dict[str, Any] | None = None
+
+    def compile(self, **options: Any) -> None:
+        """Have the twin compiled, with torch.compile's ``options``."""
+        self._options = options
+        self.forget()
 
     def __call__(self, module: nn.Module, x: Tensor) -> Tensor:
         """What ``module`` gives for ``x``, without gradients."""
@@ -74,15 +81,32 @@ class Folded:
             now is then and _version(now) == version
             for now, (then, version) in zip(parameters, self._made_of, strict=True)
         )
-        if self._twin is None or not known:
-            self._made_of = [(parameter, _version(parameter)) for parameter in parameters]
+        kind = _autocast_type(x)
+        if self._twin is None or not known or kind != self._kind:
+            self._made_of, self._kind = [(parameter, _version(parameter)) for parameter in parameters], kind
             with torch.inference_mode(False), torch.no_grad():
-                self._twin = _fold(copy.deepcopy(module).eval())
-        return self._twin(x)
+                self._twin = self._made(module, kind)
+        return self._twin(x if kind is None else x.to(kind))
+
+    def _made(self, module: nn.Module, kind: torch.dtype | None) -> nn.Module:
+        twin = _fold(copy.deepcopy(module).eval())
+        for child in twin.modules():
+            if kind is not None and isinstance(child, nn.Conv2d | nn.Linear):
+                child.to(kind)  # autocast would, at every step: of weights that are not trained it keeps no copies
+        if self._options is not None:
+            twin.compile(**self._options)
+        return twin
 
     def forget(self) -> None:
         """For changes that parameters do not count: of device or type, and of statistics alone."""
         self._twin, self._made_of = None, []
+
+
+def _autocast_type(x: Tensor) -> torch.dtype | None:
+    """What autocast computes convolutions of ``x`` in; None without it."""
+    kind = x.device.type
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if on else None
 
 
 def _version(tensor: Tensor) -> int:

@@ -1,21 +1,12 @@
-"""torch.compile, stage by stage: an encoder's frozen and trained stages, and equal blocks, are graphs of their own."""
+"""How many graphs torch.compile keeps: what it does not keep runs uncompiled, without a word."""
 
-from typing import Any
-
-from captioning.model.encoders.protocol import Encoder
-
-_GRAPHS_PER_STAGE = 8  # dynamo's default limit for a function: training, validation, and a few batch sizes of each
+_GRAPHS_PER_STAGE = 8  # training, validation, and what an epoch's last step adds where a stage's BatchNorm is trained
 
 
-def compile_stages(encoder: Encoder, **options: Any) -> None:
-    """Compile each stage in place, so that its parameters keep their names; ``options`` are torch.compile's.
-
-    dynamo counts the graphs of all stages together, since they share a wrapper. Left at its default, the limit is
-    reached after two graphs of each of four stages, and from then on some run uncompiled.
-    """
+def keep_graphs_of(stages: int) -> None:
+    """Raise torch.compile's limit. It counts the graphs of all stages together, since they share a wrapper: at its
+    default, two graphs of each of four stages reach it."""
     import torch._dynamo  # takes a second to import, for this alone
 
     limits = torch._dynamo.config
-    limits.cache_size_limit = max(limits.cache_size_limit, _GRAPHS_PER_STAGE * len(encoder.stages))
-    for stage in encoder.stages.values():
-        stage.compile(**options)
+    limits.cache_size_limit = max(limits.cache_size_limit, _GRAPHS_PER_STAGE * stages)

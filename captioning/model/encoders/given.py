@@ -1,7 +1,7 @@
 """In place of an encoder, where the images' features are given: others computed them, with an encoder that is not here
 (bottom-up attention, https://arxiv.org/abs/1707.07998, say)."""
 
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
@@ -31,6 +31,9 @@ class GivenFeatures(nn.Module):
 
     def train_from(self, trainable: str) -> None:
         """There is nothing to train."""
+
+    def compile_stages(self, training_batch: int, evaluation_batch: int, **options: Any) -> None:
+        """There is nothing to compile."""
 
     def load_pretrained(self, weights: str | None) -> None:
         """There are no weights."""

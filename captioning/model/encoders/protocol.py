@@ -33,6 +33,9 @@ class Encoder(Protocol):
             InputError: for what is no stage of this encoder.
         """
 
+    def compile_stages(self, training_batch: int, evaluation_batch: int, **options: Any) -> None:
+        """torch.compile the stages, for so many images at a time in training and in evaluation."""
+
     def load_pretrained(self, weights: str | None) -> None:
         """Fill the stages with the weights of this name or file; None leaves them as initialised.
 
