@@ -28,6 +28,7 @@ def main() -> int:
         images = [image for path in arguments.images for image in random_images(path, arguments.random, arguments.seed)]
     else:
         images = [image for path in arguments.images for image in images_at(path)]
+    from captioning.distributed.arithmetic import allow_tf32
     from captioning.inference.predictor import Predictor
     from captioning.model.search import options_of
     from launch.cli.captions import Outlet
@@ -37,6 +38,7 @@ def main() -> int:
     if arguments.beam_size:
         options = replace(options, beam_size=arguments.beam_size)
     options = sampling(options, arguments, arguments.sample)
+    allow_tf32(predictor.config.train.tf32)
     outlet = Outlet(arguments, predictor, MOST_IN_PICTURE)
     with ExitStack() as stack, bar("captioning") as on_progress:
         lines = (

@@ -55,7 +55,7 @@ def _of_machine(folder: Path | None) -> int:
         if not (folder / "config.yaml").is_file():
             raise InputError(f"{folder} holds no config.yaml: it is no run. Give a run folder, or a split's NAME.json.")
         config = load_saved(folder / "config.yaml")
-    accelerator, ranks = init_distributed(config.precision)
+    accelerator, ranks = init_distributed(config.precision, tf32=config.train.tf32)
     checks = machine(accelerator, ranks)
     failed = False
     if ranks.is_main:

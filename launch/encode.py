@@ -28,6 +28,7 @@ def main() -> None:
     if config is None and arguments.overrides:
         raise InputError(f"{arguments.overrides[0]}: a run has its settings; key=value goes with a CONFIG.")
     from captioning.data.loader import loader_workers
+    from captioning.distributed.arithmetic import allow_tf32
     from captioning.distributed.ranks import init_distributed
     from captioning.inference.encode_split import Encoding, encode_split
 
@@ -35,6 +36,7 @@ def main() -> None:
     how = Encoding(arguments.views, arguments.dtype, arguments.batch_size, arguments.samples_per_shard)
     model = _of_run(source, arguments, accelerator.device) if config is None else _of_config(config, accelerator.device)
     model = _with_form(model, arguments.form)
+    allow_tf32(model.config.train.tf32)
     index = check_split(arguments.split, model.config)
     with bar(f"encoding {index.name}", shown=ranks.is_main) as on_progress:
         encoded = encode_split(index, model, arguments.out, how, ranks, loader_workers(model.config), on_progress)

@@ -216,6 +216,9 @@ class TrainConfig:
     )
     sync_batch_norm: bool = setting(False, "BatchNorm over the micro-batches of all ranks; GPUs only")
     compile: bool = setting(False, "torch.compile the encoder's stages")
+    tf32: bool = setting(
+        True, "on GPUs: float32 products, convolutions and recurrences alike, with factors rounded to TF32"
+    )
     deterministic: bool = setting(
         False, "on GPUs: kernels that add in one order, for a resumed run that is the same to the bit"
     )

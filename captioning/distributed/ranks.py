@@ -13,6 +13,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, parse_flag_from_env
 
+from captioning.distributed.arithmetic import allow_tf32
 from shards.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -116,12 +117,12 @@ def is_peer_failure(error: BaseException) -> bool:
 
 
 def init_distributed(
-    precision: str | None = None, expected: int | None = None, hang_seconds: int | None = None
+    precision: str | None = None, expected: int | None = None, hang_seconds: int | None = None, tf32: bool = True
 ) -> tuple[Accelerator, Ranks]:
     """Join the processes that `accelerate launch` (or torchrun, or srun) started; alone, be rank 0 of 1.
 
     An exchange that a rank does not come to fails half as long again after ``hang_seconds``, at least half a minute;
-    without them, after PyTorch's own limits.
+    without them, after PyTorch's own limits. ``tf32`` is how a GPU multiplies float32, see arithmetic.py.
 
     Raises:
         InputError: when ``expected`` processes did not start, Accelerate does not see those that did, or there is no
@@ -148,6 +149,7 @@ def init_distributed(
     if started > 1 and not (torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")):
         _warn_of_cpu(started)
     _limit_threads()
+    allow_tf32(tf32)
     if started == 1:
         return accelerator, Ranks(0, 1)
     return accelerator, Ranks(dist.get_rank(), started, dist.new_group(backend="gloo", timeout=limit))

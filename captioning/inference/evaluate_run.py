@@ -11,6 +11,7 @@ from typing import Any
 from captioning.data.captions import EncodedCaptions, encode
 from captioning.data.splits import open_split, saved_split
 from captioning.data.stored_features import check_settings
+from captioning.distributed.arithmetic import allow_tf32
 from captioning.distributed.ranks import Ranks
 from captioning.evaluation import provenance
 from captioning.evaluation.caption_split import CaptionSplit
@@ -68,6 +69,7 @@ def caption_run(
         InputError: when the run has no such split, or nothing of it can be read.
     """
     config = predictor.config
+    allow_tf32(config.train.tf32)
     splits = {"train": config.data.train, "val": config.data.val, "test": config.data.test}
     path = saved_split(splits[split]) if split in splits else split
     if not path:

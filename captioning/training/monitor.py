@@ -283,6 +283,11 @@ def _learning(scalars: dict[str, float]) -> tuple[str, ...]:
     )
 
 
+def _precision(config: Config, device: torch.device) -> str:
+    tf32 = " with TF32" if device.type == "cuda" and config.train.tf32 else ""
+    return f"{config.precision}, float32{tf32}" if config.precision != "no" else f"float32{tf32}"
+
+
 def _compiled(config: Config, world_size: int) -> str:
     batch = largest_micro_batch(config.train.global_batch_size, world_size, config.train.micro_batch_size)
     return f"each stage of the encoder, for {batch} images, to validate {config.evaluate.batch_size}; it starts slowly"
@@ -297,7 +302,7 @@ def start_up_table(
     )
     val = f"{len(experiment.val):,} to validate on" if experiment.val else "none to validate on"
     rows = {
-        "processes": f"{batches.world_size} on {device.type}, precision {config.precision}, "
+        "processes": f"{batches.world_size} on {device.type}, precision {_precision(config, device)}, "
         f"{torch.get_num_threads()} thread(s) and {experiment.workers} loader worker(s) each",
         "global batch": f"{config.train.global_batch_size} images = {batches.world_size} process(es) x "
         f"{batches.micro_batches(0)} micro-batch(es) of at most {config.train.micro_batch_size}, "

@@ -5,7 +5,6 @@ tokens of all ranks, and between two steps the ranks agree whether to stop.
 """
 
 import logging
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,6 +14,7 @@ from accelerate import Accelerator
 
 from captioning.config import Config, save_text
 from captioning.data.collate import CaptionBatch
+from captioning.distributed.arithmetic import enable_determinism
 from captioning.distributed.ranks import Ranks, init_distributed, is_peer_failure
 from captioning.distributed.stop_signals import StoppedError, StopSignals, stop_signals, stopped_by
 from captioning.distributed.watchdog import Watchdog
@@ -51,7 +51,8 @@ def train(config: Config, stop: StopSignals | None = None) -> str:
             return train(config, stop)
     if config.train.deterministic:
         enable_determinism()
-    accelerator, ranks = init_distributed(config.precision, config.train.world_size, config.train.hang_seconds)
+    wanted = config.train
+    accelerator, ranks = init_distributed(config.precision, wanted.world_size, wanted.hang_seconds, wanted.tf32)
     try:
         with RunFolder(config.run) as folder:
             status, trainer = _fit_or_note(config, folder, accelerator, ranks, stop)
@@ -104,13 +105,6 @@ def _note(folder: RunFolder, status: str, detail: str = "") -> None:
         folder.set_status(status, detail)
     except OSError as error:
         logger.warning(f"{folder.path / 'status'} could not be written: {error.strerror}")
-
-
-def enable_determinism() -> None:
-    """From now on GPU kernels give the same bits for the same input, where there are such kernels; of any other PyTorch
-    warns (https://pytorch.org/docs/stable/notes/randomness.html). A CPU does so anyway."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as cuBLAS asks for; read when it is first used
-    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def _note_failure(folder: RunFolder, error: BaseException, ranks: Ranks) -> None:

@@ -19,9 +19,9 @@ from captioning.data.captions import EncodedCaptions
 from captioning.data.dataset import choose_captions
 from captioning.data.transforms import preprocessing_of
 from captioning.data.vocabulary import END, START
+from captioning.distributed.arithmetic import enable_determinism
 from captioning.model.captioner import Captioner
 from captioning.runs import checkpoint
-from captioning.training.trainer import enable_determinism
 from shards import index as shard_index
 from shards.hashing import key_of
 from shards.order import EpochOrder, step_range
