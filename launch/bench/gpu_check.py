@@ -22,7 +22,7 @@ from xml.etree import ElementTree
 
 import torch
 
-from captioning.doctor.checks import size
+from captioning.doctor.checks import look, size
 from captioning.doctor.machine import driver
 from launch.bench import gpu_report, table
 from shards.files import write_atomically
@@ -30,7 +30,7 @@ from shards.files import write_atomically
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests" / "gpu"  # not in a wheel
 TEN_MINUTES_S = 600
-PATIENCE_S = 10  # for a part that is out of time to write what it has
+PATIENCE_S = 8  # for a part that is out of time to write what it has
 REHEARSAL = 5  # a CPU may take this many times as long
 LAST_LINES = 40  # of what a part printed, kept where it failed
 
@@ -54,44 +54,39 @@ class Part:
 
 
 def parts(on_cpu: bool) -> list[Part]:
-    """What is done; on GPUs within ten minutes in all."""
+    """What is done: on GPUs within ten minutes in all, each part's ``PATIENCE_S`` counted in; on a CPU in small."""
     cores = len(os.sched_getaffinity(0))
-    precision = "no" if on_cpu else half_precision()
-    frozen, trained = (
-        ("resnet18:none:lstm", "resnet18:layer4:attention") if on_cpu else
-        ("resnet152:none:lstm", "resnet101:layer2:attention")
-    )  # fmt: skip
-    tests = ["-m", "pytest", "tests/gpu", "-m", "gpu", "-o", "junit_logging=system-out"]
-    tests += ["--gpu-tests-on-cpu"] if on_cpu else _in_parallel(cores)
-    small = ["--batch-size", "4", "--image-size", "64"] if on_cpu else ["--batch-size", "64"]
-    steps = "2" if on_cpu else "20"
+    if on_cpu:
+        encoders, precision, how = ("resnet18", "resnet18:layer4"), "no", ["--gpu-tests-on-cpu"]
+        batch, pixels, steps = "4", "64", "2"
+    else:
+        encoders, precision = ("resnet152", "resnet101:layer2"), half_precision()
+        how = ["-n", str(max(1, min(6, cores // 2)))]  # most of a test is the start of Python processes
+        batch, pixels, steps = "64", "224", "20"
+    frozen, trained = f"{encoders[0]}:none:lstm:{precision}", f"{encoders[1]}:attention:{precision}"
 
     def bench(mode: str, what: str, limit_s: int, cases: list[str], *options: str) -> Part:
-        of_cases = ["--case", *(f"{case}:{precision}" for case in cases), *small]
-        command = ["-m", "launch.bench", mode, *of_cases, *options]
+        shape = ["--batch-size", batch, "--image-size", pixels]
+        command = ["-m", "launch.bench", mode, "--case", *cases, *shape, *options]
         return Part(f"bench {mode}", what, limit_s, command, "--json", read_tables)
 
-    both, workers = [frozen, trained], ["--workers", str(min(4, cores - 1))]
+    tests = ["-m", "pytest", "tests/gpu", "-m", "gpu", "-o", "junit_logging=system-out", *how]
+    what = "tests marked gpu: training, exact resuming, validation, captions"
+    both, workers = [frozen, trained], str(min(4, cores - 1))
     return [
-        Part("tests", "tests marked gpu: training, exact resuming, validation, captions", 300, tests, "--junitxml",
-             read_tests),
-        bench("step", "the training step, against the encoder alone", 70, both, "--rounds", "2"),
-        bench("train", "training from shards", 60, [frozen], "--rounds", "1", "--steps", steps, *workers),
+        Part("tests", what, 270, tests, "--junitxml", read_tests),
+        bench("step", "the training step, against the encoder alone", 60, both, "--rounds", "2"),
+        bench("train", "training from shards", 60, [frozen], "--rounds", "1", "--steps", steps, "--workers", workers),
         bench("caption", "captioning, greedy and with beams", 45, [trained], "--rounds", "2", "--one-by-one", "2"),
         bench("scale", "training on 1, 2, 4 ... all GPUs", 70, [trained], "--rounds", "1", "--steps", steps),
-        bench("profile", "kernels, gaps, achieved TFLOP/s and GB/s", 50, both, "--rounds", "1"),
-    ]  # fmt: skip
+        bench("profile", "kernels, gaps, achieved TFLOP/s and GB/s", 45, both, "--rounds", "1"),
+    ]
 
 
 def half_precision() -> str:
     """bf16, but for GPUs that only imitate it, slowly."""
     is_old = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] < 8
     return "fp16" if is_old else "bf16"
-
-
-def _in_parallel(cores: int) -> list[str]:
-    """Most of a test is Python starting up; half of the cores are left to those processes' threads."""
-    return ["-n", str(max(1, min(6, cores // 2)))]
 
 
 def check(out: Path, on_cpu: bool) -> int:
@@ -121,9 +116,7 @@ def check(out: Path, on_cpu: bool) -> int:
 
 def say_what_would_be_done() -> None:
     """Where there is no GPU."""
-    print(
-        f"torch {torch.__version__} sees no GPU here. With one this would, within {TEN_MINUTES_S // 60} minutes, run\n"
-    )
+    print(f"torch {torch.__version__} sees no GPU here. With one this would run, in {TEN_MINUTES_S // 60} minutes:\n")
     for part in parts(on_cpu=False):
         print(f"{part.name}: {part.what} (at most {part.limit_s} s)\n    {part.command}")
     print("\nand write gpu-report.json and gpu-report.html. --on-cpu does it in small on the CPU: a rehearsal.")
@@ -139,7 +132,7 @@ def machine(on_cpu: bool) -> dict[str, Any]:
         for gpu in map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
     ]
     nccl = ".".join(map(str, torch.cuda.nccl.version()))
-    return {**facts, "driver": driver().seen, "cudnn": torch.backends.cudnn.version(), "nccl": nccl}
+    return {**facts, "driver": look("driver", driver).seen, "cudnn": torch.backends.cudnn.version(), "nccl": nccl}
 
 
 def run_part(part: Part, limit_s: float, on_cpu: bool) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from launch.bench.cases import Case, add_case_arguments, alone, cases
 from launch.bench.step import LIMITS, count_flops, matrix_rate, noise_steps, often
 from launch.bench.table import Cell, Table
 from launch.bench.timing import fastest, side_by_side
+from shards.errors import InputError
 
 ON_GPU = ["resnet152:none:lstm:bf16", "resnet101:layer2:attention:bf16", "resnet101:layer2:transformer:bf16"]
 ON_CPU = ["resnet18:layer2:attention:no"]
@@ -64,7 +65,8 @@ def _profile(case: Case, rounds: int, steps: int) -> tuple[list[Cell], list[list
     repeats = 10 if torch.cuda.is_available() else 1
     speed = side_by_side({"step": often(step, repeats)}, rounds, warm_up=1)["step"]
     seconds = case.batch_size / speed.median
-    events = trace(step, steps)
+    if not (events := trace(step, steps)):
+        raise InputError("torch's profiler saw nothing run on the device: is it allowed to trace here?")
     busy, whole = busy_and_whole(events)
     row: list[Cell] = [
         str(case), 1e3 * seconds, whole / 1e3 / steps, f"{1 - busy / whole:.1%}", len(events) / steps,

@@ -26,7 +26,7 @@ JUNIT = """<?xml version="1.0" encoding="utf-8"?>
 def test_without_gpus_it_tells_what_it_would_do(tmp_path):
     done = run_command(module("launch.doctor", "--gpu", "--out", tmp_path / "report"))
     assert done.returncode == 0, done.stderr
-    for words in ("no GPU here", "within 10 minutes", "pytest tests/gpu", "launch.bench scale", "--on-cpu"):
+    for words in ("no GPU here", "in 10 minutes", "pytest tests/gpu", "launch.bench scale", "--on-cpu"):
         assert words in done.stdout
     assert not (tmp_path / "report").exists()
 
@@ -34,7 +34,7 @@ def test_without_gpus_it_tells_what_it_would_do(tmp_path):
 @pytest.mark.parametrize("on_cpu", [False, True])
 def test_its_parts_fit_into_ten_minutes(on_cpu):
     parts = gpu_check.parts(on_cpu)
-    assert sum(part.limit_s for part in parts) <= gpu_check.TEN_MINUTES_S
+    assert sum(part.limit_s + gpu_check.PATIENCE_S for part in parts) <= gpu_check.TEN_MINUTES_S
     assert [part.name.split()[-1] for part in parts] == ["tests", "step", "train", "caption", "scale", "profile"]
 
 
