@@ -86,7 +86,7 @@ def _grid(tests: list[dict[str, Any]]) -> str:
 
 
 def _readable(name: str) -> str:
-    return name.removeprefix("test_").replace("_", " ")
+    return name.removeprefix("test_").replace("_", " ").replace("[", " [")
 
 
 def _first_line(test: dict[str, Any]) -> str:
