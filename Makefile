@@ -1,8 +1,9 @@
 # make demo      everything from nothing: set up, pack, train on two processes, interrupt, resume, evaluate, caption
 # make quick     ruff, mypy and the unit tests, under a minute
-# make test      set up and run all tests but the sweeps
+# make test      set up and run all tests but the sweeps and those that need GPUs
 # make sweep     the long sweeps through faults, apart from make test
 # make soak      training under a random storm of faults; MINUTES=30
+# make gpu       on a machine with GPUs: tests and short benchmarks, ten minutes at most, into a report to send in
 # make install   only the set-up: a virtual environment in .venv with pinned versions
 # make check     ruff and mypy
 # make clean     remove what make made (.venv, runs/demo, caches)
@@ -10,7 +11,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo quick test sweep soak install check clean
+.PHONY: demo quick test sweep soak gpu install check clean
 
 demo: install
 	$(BIN)/captioning demo
@@ -29,6 +30,9 @@ MINUTES ?= 30
 
 soak: install
 	$(BIN)/python -m tests.soak --minutes $(MINUTES)
+
+gpu: install
+	$(BIN)/captioning doctor --gpu --out gpu-report
 
 install: .venv/installed
 

@@ -1,5 +1,7 @@
 """Look at a split (NAME.json), at a run (its folder), or with neither at this machine; exit status 1 if a check fails.
 
+With --gpu, try out this machine's GPUs: tests and short benchmarks, within ten minutes, into a report to send in.
+
 Start it as training is started, `accelerate launch [...] -m launch.doctor`, to see the processes exchange.
 """
 
@@ -15,13 +17,15 @@ from captioning.config import Config, load_saved
 from captioning.data.splits import cache_of
 from captioning.doctor.checks import Check, look
 from captioning.runs.progress import bar
-from launch.cli.command import at_least_one, command_parser, run
+from launch.cli.command import at_least_one, command_parser, output_folder, run
 from shards import index as shard_index
 from shards.errors import InputError
 
 
 def main() -> int:
     arguments = parser().parse_args()
+    if arguments.gpu or arguments.on_cpu:
+        return _of_gpus(arguments)
     target = arguments.target
     if target is not None and not Path(target).is_dir():
         return _of_split(target, arguments) if os.environ.get("RANK", "0") == "0" else 0
@@ -71,6 +75,19 @@ def _of_machine(folder: Path | None) -> int:
     return int(failed)
 
 
+def _of_gpus(arguments: argparse.Namespace) -> int:
+    if arguments.on_cpu and not arguments.gpu:
+        raise InputError("--on-cpu is a way to run --gpu: give both.")
+    import torch
+
+    from launch.bench import gpu_check
+
+    if not (torch.cuda.is_available() or arguments.on_cpu):
+        gpu_check.say_what_would_be_done()
+        return 0
+    return gpu_check.check(arguments.out, arguments.on_cpu)
+
+
 def _show(title: str, checks: list[Check]) -> bool:
     """Print a table; whether a check failed."""
     table = Table("", "", "", title=title, title_justify="left", show_header=False)
@@ -91,6 +108,11 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--micro-batch", type=at_least_one, default=defaults.micro_batch_size, help="most at once (%(default)s)"
+    )
+    parser.add_argument("--gpu", action="store_true", help="tests and short benchmarks on this machine's GPUs")
+    parser.add_argument("--on-cpu", action="store_true", help="with --gpu: the same in small on the CPU, a rehearsal")
+    parser.add_argument(
+        "--out", type=output_folder, default=Path("gpu-report"), metavar="DIR", help="of --gpu's report (%(default)s)"
     )
     return parser
 

@@ -28,7 +28,7 @@ from shards.sources import scenes
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data"  # real images, where the developers and CI have them
-CPU_PROCESSES = {"ACCELERATE_USE_CPU": "true"} if torch.cuda.is_available() else {}
+CPU_PROCESSES = {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""} if torch.cuda.is_available() else {}
 
 # The smallest run that has everything: a real ResNet-18 on 32-pixel images, an LSTM of 16, BatchNorm held still so
 # that the cut of a batch cannot matter, no dropout.
@@ -51,6 +51,10 @@ TINY = {
     "checkpoint.every_steps": 4,
     "monitor.log_every_steps": 1,
 }
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--gpu-tests-on-cpu", action="store_true", help="run the tests marked gpu on the CPU, over gloo")
 
 
 @pytest.fixture(scope="session")
@@ -83,14 +87,17 @@ def settings(shards: Path, run: Path, **changes) -> list[str]:
     return [f"{key}={value}" for key, value in values.items()]
 
 
-def train_command(processes: int, overrides: list[str], config: Path) -> list[str]:
+def launcher(processes: int, launch_config: str = "cpu2.yaml") -> list[str]:
+    """``accelerate launch`` with one of the launch configurations that are here."""
+    accelerate = [str(Path(sys.executable).with_name("accelerate")), "launch"]
+    how = ROOT / "launch" / "accelerate" / launch_config
+    return [*accelerate, "--config_file", str(how), "--num_processes", str(processes)]
+
+
+def train_command(processes: int, overrides: list[str], config: Path, launch_config: str = "cpu2.yaml") -> list[str]:
     """The command a user types: ``accelerate launch`` for several processes, plain Python for one."""
     script = [str(ROOT / "launch" / "train.py"), str(config), *overrides]
-    if processes == 1:
-        return [sys.executable, *script]
-    launcher = [str(Path(sys.executable).with_name("accelerate")), "launch"]
-    cpu = ROOT / "launch" / "accelerate" / "cpu2.yaml"
-    return [*launcher, "--config_file", str(cpu), "--num_processes", str(processes), *script]
+    return [*launcher(processes, launch_config), *script] if processes > 1 else [sys.executable, *script]
 
 
 def run_command(command: list[str], timeout: float = 240, **environment: str) -> subprocess.CompletedProcess:

@@ -27,7 +27,7 @@ def machine(accelerator: Accelerator, ranks: Ranks) -> list[Check]:
         Check("processes", _processes(ranks)),
         Check("devices", "; ".join(f"{count} × {name}" for (_, name), count in Counter(devices).items())),
         Check("nodes", ", ".join(dict.fromkeys(node for node, _ in devices))),
-        look("driver", _driver),
+        look("driver", driver),
         Check("versions", f"Python {platform.python_version()}, torch {torch.__version__}"),
         Check("processor", f"{len(os.sched_getaffinity(0))} cores to use, load {os.getloadavg()[0]:.1f}"),
         exchange,
@@ -48,7 +48,8 @@ def _device(device: torch.device) -> str:
     return f"{properties.name} with {size(properties.total_memory)}"
 
 
-def _driver() -> Check:
+def driver() -> Check:
+    """The NVIDIA driver's version and CUDA's; whether torch sees the GPUs that the driver does."""
     if shutil.which("nvidia-smi") is None:
         return Check("driver", "no NVIDIA driver: CPU only")
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]

@@ -11,12 +11,13 @@ from launch.cli.command import command_parser, output_file, run
 MODES = {
     "data": ("loading", "stored images to training batches, beside other loaders; seeking; very large sets"),
     "step": ("step", "the training step on batches of noise, against the encoder alone"),
+    "profile": ("profile", "the training step, kernel by kernel: gaps, the longest, FLOP/s and bytes/s"),
     "train": ("training", "training from shards, against the step alone and the field's baseline script"),
     "reward": ("reward", "rewards of self-critical training, against pycocoevalcap; their share of a step"),
     "features": ("features", "training from features encoded once, against training from pixels"),
     "caption": ("search", "captioning in batches, against one image at a time"),
     "systems": ("systems", "what decoders, geometries and frozen encoders are worth on drawn scenes; takes hours"),
-    "scale": ("scaling", "training on 1 and 2 processes, and a model of more"),
+    "scale": ("scaling", "training on 1, 2, 4 ... all GPUs, or 1 and 2 CPU processes; and a model of more"),
 }
 
 

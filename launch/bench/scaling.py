@@ -1,4 +1,5 @@
-"""Training on 1 and 2 processes of this machine, and a model of what more devices would give on faster networks.
+"""Training on 1, 2, 4 ... all GPUs of this machine (without any, on 1 and 2 processes of its CPU), and a model of what
+more devices would give on faster networks.
 
 The model: every device does the step measured here; gradients are added up by a ring, 2 (W - 1) / W of their bytes
 over the slowest link of a device, once a step. They travel while the backward pass goes on (about two thirds of what
@@ -43,11 +44,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def measure(arguments: argparse.Namespace) -> list[Table]:
     tables = []
     for case in cases(arguments):
-        sizes = [w for w in (1, 2) if not torch.cuda.is_available() or w <= torch.cuda.device_count()]
+        sizes = process_counts(torch.cuda.device_count() if torch.cuda.is_available() else 2)
         rounds = [{w: _run(case, w, arguments.steps) for w in sizes} for _ in range(arguments.rounds)]
         best = {w: min((r[w] for r in rounds), key=lambda m: m.seconds) for w in sizes}
         tables += [_here(case, best), _model(case, best[1])]
     return tables
+
+
+def process_counts(most: int) -> list[int]:
+    """1, 2, 4 ... and ``most``."""
+    return sorted({2**power for power in range(most.bit_length())} | {most})
 
 
 def _here(case: Case, best: dict[int, Measured]) -> Table:

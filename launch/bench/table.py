@@ -56,26 +56,28 @@ def show(tables: list[Table], facts: dict[str, Any]) -> None:
     console = Console()
     console.width = max(console.width, 130)  # of a file or a narrow window too: columns cut short tell nothing
     console.print(command(), markup=False, highlight=False)
-    console.print(", ".join(f"{name} {_text(value)}" for name, value in facts.items()), markup=False, highlight=False)
+    console.print(
+        ", ".join(f"{name} {cell_text(value)}" for name, value in facts.items()), markup=False, highlight=False
+    )
     for table in tables:
         drawn = RichTable(title=table.title, title_justify="left")
         for number, column in enumerate(table.columns):
             drawn.add_column(column, justify="left" if number == 0 else "right")
         for row in table.rows:
-            drawn.add_row(*map(_text, row))
+            drawn.add_row(*map(cell_text, row))
         console.print(drawn)
         for note in table.notes:
             console.print(f"  {note}", markup=False, highlight=False)
 
 
-def _text(value: Any) -> str:
+def cell_text(value: Any) -> str:
     match value:
         case None:
             return "-"
         case float():
             return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
         case list():
-            return ", ".join(map(_text, value)) or "none"
+            return ", ".join(map(cell_text, value)) or "none"
         case _:
             return str(value)
 
@@ -91,7 +93,7 @@ def write_markdown(path: Path, tables: list[Table]) -> None:
     lines: list[str] = []
     for table in tables:
         bars = "|".join(["---", *["---:"] * (len(table.columns) - 1)])
-        rows = [" | ".join(_text(cell) for cell in row) for row in table.rows]
+        rows = [" | ".join(cell_text(cell) for cell in row) for row in table.rows]
         lines += [f"**{table.title}**", "", f"| {' | '.join(table.columns)} |", f"|{bars}|"]
         lines += [*(f"| {row} |" for row in rows), ""]
         lines += [f"{note[:1].upper()}{note[1:]}." for note in table.notes] + [""]

@@ -54,6 +54,18 @@ def side_by_side(
     return {name: Speed(tuple(of_name)) for name, of_name in rates.items()}
 
 
+def fastest(work: Callable[[], object], seconds: float = 1.0) -> float:
+    """Seconds of the fastest call of those made in about so many ``seconds``."""
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        _wait_for_device()
+        start = time.perf_counter()
+        work()
+        _wait_for_device()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
 def _timed(work: Work) -> float:
     _wait_for_device()
     start = time.perf_counter()

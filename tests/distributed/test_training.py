@@ -122,11 +122,13 @@ def test_each_image_of_an_epoch_is_delivered_once(uninterrupted, scene_shards):
     assert status(uninterrupted) == ["finished", "step 12 of 12"]
 
 
-def killed_at(step: int, signal_number: int, command: list[str], run: Path, with_ranks: bool) -> int:
+def killed_at(
+    step: int, signal_number: int, command: list[str], run: Path, with_ranks: bool, **environment: str
+) -> int:
     """Start a run, send a signal once checkpoint ``step`` is there; returns the exit code."""
-    environment = {**os.environ, **CPU_PROCESSES}
+    everything = {**os.environ, **CPU_PROCESSES, **environment}
     process = subprocess.Popen(
-        command, env=environment, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        command, env=everything, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 120
     while step not in checkpoint.steps(run):

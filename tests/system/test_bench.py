@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from captioning.data.vocabulary import END, START, UNK
-from launch.bench import table
+from launch.bench import profile, table
 from launch.bench.baselines.models import BaselineAttention, BaselineLstm, baseline_step
 from launch.bench.baselines.script import BaselineCaptions, baseline_collate
-from launch.bench.scaling import Measured, step_seconds
+from launch.bench.scaling import Measured, process_counts, step_seconds
 from launch.bench.table import Table
 from launch.bench.timing import Speed, side_by_side
 from tests.conftest import module, run_command
@@ -53,6 +53,10 @@ def test_tables_are_written_as_they_are_shown(tmp_path, capsys):
     assert document["machine"]["cores"] >= 1
 
 
+def test_all_gpus_are_among_those_that_scaling_is_measured_on():
+    assert [process_counts(gpus) for gpus in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
+
+
 def test_adding_up_gradients_costs_what_is_not_hidden():
     alone = Measured(seconds=0.1, gradient_bytes=100_000_000)
     assert step_seconds(alone, 1, 1e9, 0.0) == pytest.approx(0.1)
@@ -81,17 +85,48 @@ def test_the_script_compared_with_learns(model, tmp_path):
     assert losses[-1] < 0.6 * losses[0]
 
 
-@pytest.mark.parametrize("mode", ["step", "train", "caption"])
+@pytest.mark.parametrize("mode", ["step", "train", "caption", "profile"])
 def test_every_mode_runs(mode, scene_shards, tmp_path):
     """Shrunken to seconds: one case, two images, one round."""
     more = {"step": [], "train": ["--steps", "1", "--workers", "0", "--data", scene_shards / "train.json"]}
-    more["caption"] = ["--one-by-one", "1"]
+    more |= {"caption": ["--one-by-one", "1"], "profile": ["--steps", "1"]}
     case = ["--case", "resnet18:layer4:attention:no", "--batch-size", "2", "--image-size", "64", "--rounds", "1"]
     out = tmp_path / "bench.json"
     done = run_command(module("launch.bench", mode, *case, *more[mode], "--json", out))
     assert done.returncode == 0, done.stderr
-    [found] = json.loads(out.read_text())["tables"]
+    found, *_ = json.loads(out.read_text())["tables"]
     assert found["rows"] and all(isinstance(row[1], float) and row[1] > 0 for row in found["rows"])
+
+
+def test_gaps_and_own_times_of_a_gpus_trace():
+    """Two streams that overlap, then a gap of 30 of 100 us; what the CPU did and annotations are left out."""
+    kernel = {"ph": "X", "cat": "kernel", "pid": 0}
+    document = {
+        "traceEvents": [
+            {**kernel, "name": "gemm", "tid": 7, "ts": 1000.0, "dur": 40},
+            {**kernel, "name": "all-reduce", "tid": 20, "ts": 1030, "dur": 20},
+            {**kernel, "name": "gemm", "tid": 7, "ts": 1080, "dur": 20},
+            {**kernel, "name": "ProfilerStep#1", "cat": "gpu_user_annotation", "tid": 7, "ts": 1000, "dur": 500},
+            {**kernel, "name": "aten::mm", "cat": "cpu_op", "tid": 1, "ts": 900, "dur": 1000},
+            {"ph": "M", "name": "process_name", "pid": 0, "tid": 0},
+        ]
+    }
+    events = profile.events_of(document, ("kernel",))
+    assert profile.busy_and_whole(events) == (70, 100)
+    assert profile.own_times(events) == {"gemm": 60, "all-reduce": 20}
+
+
+def test_an_operators_own_time_is_without_those_that_it_calls():
+    lane = (1, 1)
+    nested = [profile.Event("linear", lane, 0, 10), profile.Event("addmm", lane, 2, 6), profile.Event("t", lane, 3, 1)]
+    assert profile.own_times([*nested, profile.Event("addmm", (1, 2), 0, 5)]) == {"linear": 4, "addmm": 10, "t": 1}
+
+
+def test_bytes_are_counted_once_for_each_input_and_output():
+    a, b = torch.ones(10), torch.ones(1)
+    assert profile.count_bytes(lambda: a + b) == 40 + 4 + 40
+    assert profile.count_bytes(lambda: a.view(2, 5)) == profile.count_bytes(lambda: torch.empty(9)) == 0
+    assert profile.count_bytes(lambda: a.add_(b.expand(10))) == 40 + 4 + 40, "what is expanded is as small as before"
 
 
 @pytest.mark.sweep

@@ -3,7 +3,6 @@
 import shutil
 import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ from launch import doctor
 from shards import sources
 from shards.packing.packer import pack
 from shards.packing.plan import Settings
-from tests.conftest import ROOT, module, run_command, settings, with_one_broken_image, write_coco
+from tests.conftest import launcher, module, run_command, settings, with_one_broken_image, write_coco
 from tests.system.test_pack import jpeg
 
 
@@ -98,9 +97,7 @@ def test_the_command_on_two_processes(scene_shards, tmp_path, empty_config):
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.yaml").write_text(save_text(load_config(empty_config, settings(scene_shards, run, train__epochs=1))))
-    accelerate = [str(Path(sys.executable).with_name("accelerate")), "launch"]
-    cpu = ["--config_file", str(ROOT / "launch" / "accelerate" / "cpu2.yaml")]
-    done = run_command([*accelerate, *cpu, "-m", "launch.doctor", str(run)])
+    done = run_command([*launcher(2), "-m", "launch.doctor", str(run)])
     assert done.returncode == 0, done.stderr[-3000:]
     assert "2, 2 on this node" in done.stdout and "gloo: right" in done.stdout
     assert done.stdout.count("all-reduce") == 1, "one table, not one a process"
