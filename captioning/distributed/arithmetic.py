@@ -17,3 +17,6 @@ def enable_determinism() -> None:
     warns (https://pytorch.org/docs/stable/notes/randomness.html). A CPU does so anyway."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as cuBLAS asks for; read when it is first used
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # With nothing but a warning, the attention kernels that are no plain products would still add in any order.
+    for enable in ("enable_flash_sdp", "enable_mem_efficient_sdp", "enable_cudnn_sdp"):
+        getattr(torch.backends.cuda, enable)(False)

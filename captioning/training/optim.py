@@ -106,7 +106,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
         group.update({key: own[key] for key in _CONFIGURED if key in own})
     optimizer.load_state_dict(state)
     # Averages over each gradient element: with another shape the fused kernel would read past the end.
-    wanted = ("momentum_buffer",) if isinstance(optimizer, torch.optim.SGD) else ("exp_avg", "exp_avg_sq")
+    wanted = ("momentum_buffer",) if "momentum" in optimizer.param_groups[0] else ("exp_avg", "exp_avg_sq")
     for parameter, moments in optimizer.state.items():
         for name in wanted:
             moment = moments[name]

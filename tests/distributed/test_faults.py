@@ -174,7 +174,7 @@ def test_a_run_on_a_full_disk_goes_on_and_fails_at_its_end(scene_shards, tmp_pat
         assert run_command(command).returncode == 0
         assert RunFolder(run).status() == ("finished", "step 18 of 18")
         remount("ro")
-        done = run_command(train_command(1, settings(scene_shards, run, train__epochs=3), empty_config))
+        done = run_command(train_command(1, settings(scene_shards, run, train__epochs=4), empty_config))
         assert done.returncode == 2 and "Read-only file system" in done.stderr and "Traceback" not in done.stderr
         remount("rw")
 

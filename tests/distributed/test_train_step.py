@@ -290,6 +290,29 @@ def test_an_optimizer_of_another_model_is_refused(tmp_path):
     assert (tmp_path / "all refused").exists()
 
 
+def continues_with_sgd(folder: Path) -> None:
+    config, captioner = tiny()
+    config = replace(config, optim=replace(config.optim, name="sgd"))
+    train_step = TrainStep(captioner, CrossEntropy(), config, Accelerator(cpu=True), Ranks(0, 1), 9)
+    train_step.step(StepScope(0, 2, 6.0, 1), [batch_of([4, 5, 6], 0)])
+    model, optimizer, _ = train_step.saved_state()
+    texts = {"config.yaml": "", "vocabulary.json": ""}
+    checkpoint.save(folder, checkpoint.RunState(1, 6, 1, ""), model, optimizer, texts, 2, None)
+    buffers = [state["momentum_buffer"] for state in train_step.optimizer.state.values()]
+    kept = [buffer.clone() for buffer in buffers]
+    for buffer in buffers:
+        buffer.zero_()
+    train_step.load(checkpoint.find(folder, "latest", pytest.fail))
+    loaded = [state["momentum_buffer"] for state in train_step.optimizer.state.values()]
+    assert kept and all(torch.equal(now, then) for now, then in zip(loaded, kept, strict=True))
+    (folder / "continued").touch()
+
+
+def test_sgd_is_continued_with_its_momentum(tmp_path):
+    in_processes(1, continues_with_sgd, tmp_path)
+    assert (tmp_path / "continued").exists()
+
+
 def test_weights_of_another_model_are_refused(tmp_path):
     run = untrained_run(tmp_path)
     found = checkpoint.find(run, "latest", pytest.fail)

@@ -274,8 +274,12 @@ def test_deterministic_asks_for_kernels_that_add_in_one_order(monkeypatch):
     try:
         assert torch.are_deterministic_algorithms_enabled() and torch.is_deterministic_algorithms_warn_only_enabled()
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        assert torch.backends.cuda.math_sdp_enabled() and not torch.backends.cuda.flash_sdp_enabled()
+        assert not (torch.backends.cuda.mem_efficient_sdp_enabled() or torch.backends.cuda.cudnn_sdp_enabled())
     finally:
         torch.use_deterministic_algorithms(False)
+        for enable in ("enable_flash_sdp", "enable_mem_efficient_sdp", "enable_cudnn_sdp"):
+            getattr(torch.backends.cuda, enable)(True)
         os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
 
 
