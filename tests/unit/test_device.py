@@ -13,6 +13,7 @@ from captioning.model import search as search_module
 from captioning.model.captioner import Captioner
 from captioning.model.hypotheses import Paths
 from captioning.model.losses import count_in_top, token_loss
+from captioning.model.sampling import sample
 from captioning.model.search import SearchOptions, search
 from captioning.training.ema import WeightAverage
 
@@ -71,6 +72,17 @@ def test_search_asks_the_device_every_few_words_and_reads_the_captions_once(kind
     (paths,) = read
     assert paths.ids.shape == (3, options.beam_size, 10) and paths.ids.device == DEVICE
     assert kind == "lstm" or paths.weights.shape == (3, options.beam_size, 10, 4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sampling_asks_the_device_every_few_words(kind):
+    """Whether all captions have ended, after the fourth word."""
+    model, keys = captioner(kind), torch.empty(3, 5, dtype=torch.int64, device=DEVICE)
+    features = model.encode(torch.empty(3, 3, 64, 64, dtype=torch.uint8, device=DEVICE))
+    samples = sample(model.decoder, features, keys, True, max_words=3)
+    assert samples.token_ids.shape == (3, 6, 3) and samples.ended.device == DEVICE
+    with pytest.raises(RuntimeError):
+        sample(model.decoder, features, keys, True, max_words=4)
 
 
 def test_asking_would_be_noticed():
