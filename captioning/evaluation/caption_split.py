@@ -121,7 +121,8 @@ class CaptionSplit:
             return None
         batch = batch.to(self.device)
         features = self.model.encode(batch.inputs, batch.valid)
-        results = search_features([self.model], [features], self.options, self.config.data.max_words, batch.samples)
+        max_words = self.config.data.max_words
+        results = search_features([self.model], [features], self.options, max_words, batch.samples, best_only=True)
         for sample, best in zip(batch.samples, results, strict=True):
             self._captions[sample] = self.vocabulary.decode(best[0].ids if best else ())  # none: output not finite
         return EncodedImages(batch.samples, features)

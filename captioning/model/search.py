@@ -82,6 +82,7 @@ def search_features(
     options: SearchOptions,
     max_words: int,
     image_numbers: Sequence[int] | None = None,
+    best_only: bool = False,
 ) -> list[list[Hypothesis]]:
     """Captions of B images, whose ``features`` each model has: for each up to ``beam_size``, the best first; none of an
     image for which the models' output is not finite.
@@ -89,6 +90,7 @@ def search_features(
     Several models (in evaluation mode, of one vocabulary) vote by the mean of their probabilities. <pad>, <start> and
     <unk> are never chosen; a caption of ``max_words`` words ends there. Attention is the first model's. What is drawn
     for an image depends on the seed and its number of ``image_numbers`` (its place in the batch), not on the batch.
+    With ``best_only`` an image's search ends when its first caption is certain: others may be missing.
     """
     device, images = features[0].device, len(features[0])
     scorer = _Scorer(models, features, options, max_words)
@@ -105,9 +107,10 @@ def search_features(
         trace.add(beams.images, step, new_ends, scorer.weights())
         if t == max_words:
             break
-        beams, going = beams.after(step, new_ends), None
+        beams, going = beams.after(step, new_ends, (t + 1) ** options.length_penalty), None
         if (t + 1) % words_between_asks(device) == 0:
-            going = beams.unfinished()
+            divisors = ((words + 1) ** options.length_penalty for words in (t + 1, max_words))
+            going = beams.unfinished(max(divisors) if best_only else None)
             if not len(going):
                 break
             going = going if len(going) <= (1 - _WORTH_LEAVING) * len(beams.images) else None
@@ -126,7 +129,8 @@ def words_between_asks(device: torch.device) -> int:
 class _Beams:
     """The captions of the I images still searched for: ``images`` int64 [I] are their places in the batch, ``keys``
     int64 [I, K] what draws go by; [I, K] too the last step's ``parents`` and ``words`` and the log-probability
-    ``total``, -inf where there is none. ``ended`` int64 [I, groups]: captions of each group that have."""
+    ``total``, -inf where there is none. ``ended`` int64 [I, groups]: captions of each group that have; the ``best``
+    of an image's is ranked by float64 [I], -inf before one has."""
 
     images: Tensor
     keys: Tensor
@@ -134,6 +138,7 @@ class _Beams:
     words: Tensor
     total: Tensor
     ended: Tensor
+    best: Tensor
 
     @staticmethod
     def start(numbers: Sequence[int], options: SearchOptions, device: torch.device) -> "_Beams":
@@ -144,7 +149,8 @@ class _Beams:
         if options.temperature is None:
             total.unflatten(1, (options.beam_groups, -1))[:, :, 1:] = -torch.inf  # beams begin alike: one is enough
         ended = keys.new_zeros(len(numbers), options.beam_groups)
-        return _Beams(images, keys, torch.zeros_like(keys), torch.full_like(keys, START), total, ended)
+        best = torch.full_like(images, -torch.inf, dtype=torch.float64)
+        return _Beams(images, keys, torch.zeros_like(keys), torch.full_like(keys, START), total, ended, best)
 
     @property
     def group_size(self) -> int:
@@ -155,14 +161,19 @@ class _Beams:
         """bool [I, K]: beams of groups of which enough captions have ended."""
         return (self.ended >= self.group_size).repeat_interleave(self.group_size, dim=1)
 
-    def after(self, step: BeamStep, ends: Tensor) -> "_Beams":
+    def after(self, step: BeamStep, ends: Tensor, divisor: float) -> "_Beams":
+        """After a step that ended captions with log-probability ``ends`` [I, K], by whose ``divisor`` they rank."""
         ended = self.ended + ends.isfinite().unflatten(1, (-1, self.group_size)).sum(dim=2)
-        return replace(self, parents=step.parents, words=step.words, total=step.total, ended=ended)
+        best = torch.maximum(self.best, ends.double().amax(dim=1) / divisor)
+        return replace(self, parents=step.parents, words=step.words, total=step.total, ended=ended, best=best)
 
-    def unfinished(self) -> Tensor:
-        """Which images have a caption still to end, int64 [J]; waits for the device."""
-        over = self.full | self.total.isneginf()
-        return (~over.all(dim=1)).nonzero().squeeze(1)
+    def unfinished(self, divisor: float | None) -> Tensor:
+        """Which images have a caption still to end, int64 [J]; given a ``divisor``, the largest of a caption to come,
+        those that may yet have a better one than their best: log-probabilities only fall. Waits for the device."""
+        over = (self.full | self.total.isneginf()).all(dim=1)
+        if divisor is not None:
+            over = over | (self.best >= self.total.double().amax(dim=1) / divisor)
+        return (~over).nonzero().squeeze(1)
 
     def of(self, going: Tensor) -> "_Beams":
         """Those of images ``going`` [J]."""

@@ -60,7 +60,7 @@ OPTIONS = [
 def test_search_asks_the_device_every_few_words_and_reads_the_captions_once(kind, options, monkeypatch):
     asked, read = [], []
 
-    def unfinished(beams) -> torch.Tensor:
+    def unfinished(beams, divisor) -> torch.Tensor:
         asked.append(beams.total)
         return torch.arange(3 if len(asked) == 1 else 1, device=DEVICE)  # a third goes on after the second time
 

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from captioning.data.padded_captions import PaddedCaptions
 from captioning.data.vocabulary import END, PAD, START, UNK
 from captioning.model import search as search_module
 from captioning.model.hypotheses import Hypothesis
-from captioning.model.search import SearchOptions, search
+from captioning.model.search import SearchOptions, search, search_features
 from tests.unit.test_model import KINDS, tiny
 
 WORDS = [4, 5, 6, 7, 8]
@@ -190,6 +191,27 @@ def test_asking_less_often_whether_all_have_ended_changes_nothing(kind, options,
     assert_same(found[0], found[1])
     assert_same(found[0], found[2])
     assert steps[0] <= steps[1] < steps[2] == 21 and steps[1] % 4 == 0, steps
+
+
+@pytest.mark.parametrize("penalty", [-0.5, 0.0, 0.7, 1.0])
+@pytest.mark.parametrize(
+    "options",
+    [SearchOptions(5), SearchOptions(4, min_words=2, beam_groups=2), SearchOptions(4, temperature=1.0)],
+    ids=["beam", "groups", "drawn"],
+)
+def test_the_best_caption_alone_is_certain_sooner(options, penalty):
+    options, steps = replace(options, length_penalty=penalty), Counter()
+    for seed in range(12):
+        model, x = peaked(KINDS[seed % len(KINDS)], seed), pictures(5)
+        features = [model.encode(x)]
+        model.decoder.step = counted = Counting(model.decoder.step)
+        found = {}
+        for best_only in (False, True):
+            counted.calls = 0
+            found[best_only] = search_features([model], features, options, 12, best_only=best_only)
+            steps[best_only] += counted.calls
+        assert_same(*([of_image[:1] for of_image in found[best_only]] for best_only in (True, False)))
+    assert steps[True] <= steps[False] - (penalty < 1), "the mean per word of a long caption may yet be better"
 
 
 def test_finished_images_are_left_behind():
