@@ -63,8 +63,13 @@ class ImageBatch:
     valid: Tensor | None = None
 
     def to(self, device: torch.device) -> "ImageBatch":
-        valid = None if self.valid is None else self.valid.to(device)
-        return replace(self, inputs=self.inputs.to(device), valid=valid)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "ImageBatch":  # called by DataLoader
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, move: Callable[[Tensor], Tensor]) -> "ImageBatch":
+        return replace(self, inputs=move(self.inputs), valid=None if self.valid is None else move(self.valid))
 
 
 @dataclass(frozen=True)

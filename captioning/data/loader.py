@@ -18,7 +18,7 @@ def loader_workers(config: Config) -> int:
 
 
 def evaluation_loader(
-    batches: EvaluationBatches, start: int, stop: int, batch_size: int, workers: int
+    batches: EvaluationBatches, start: int, stop: int, batch_size: int, workers: int, pin_memory: bool = False
 ) -> Iterator[ImageBatch]:
     """Samples start..stop-1 in batches of at most ``batch_size``, each once.
 
@@ -26,4 +26,4 @@ def evaluation_loader(
         InputError: when an ``.idx`` cannot be read, or a shard by no means that are installed.
     """
     parts = [(a, min(stop, a + batch_size)) for a in range(start, stop, batch_size)]
-    return read_ahead(batches, parts, min(workers, len(parts)))
+    return read_ahead(batches, parts, min(workers, len(parts)), pin_memory)

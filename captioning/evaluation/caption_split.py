@@ -15,7 +15,8 @@ from captioning.distributed.ranks import Ranks
 from captioning.evaluation.results import Reference, ScoredCaptions
 from captioning.evaluation.scores import evaluate
 from captioning.model.captioner import Captioner
-from captioning.model.search import SearchOptions, options_of, search
+from captioning.model.features import Features
+from captioning.model.search import SearchOptions, options_of, search_features
 from shards.errors import InputError
 from shards.index import Index
 from shards.order import rank_part
@@ -52,13 +53,22 @@ class Captions:
         return [{"image_id": texts[s].image_id, "caption": caption} for s, caption in sorted(self.of_sample.items())]
 
 
+@dataclass(frozen=True)
+class EncodedImages:
+    """Images just captioned: their numbers in the split, and on the device their features, for what else is asked of
+    them."""
+
+    samples: tuple[int, ...]
+    features: Features
+
+
 class CaptionSplit:
     """Captions every image of a split, searched for as ``config.evaluate`` or ``options`` say; each rank takes a
     contiguous part.
 
-    Iterating does the work, a batch at a time and equally often on every rank: a round yields the batch just captioned,
-    its images on the device, or None where a rank has none left. So the ranks can agree between two rounds to give up.
-    ``gather`` then has the captions of all ranks.
+    Iterating does the work, a batch at a time and equally often on every rank: a round yields the images just
+    captioned, or None where a rank has none left. So the ranks can agree between two rounds to give up. ``gather`` then
+    has the captions of all ranks.
 
     Ranks take whole batches of the split's order: the batches an image is in are the same for any number of ranks, and
     with them its caption. The model's BatchNorm buffers must be alike on all ranks; it is left in the mode it came in.
@@ -86,13 +96,11 @@ class CaptionSplit:
         self._unreadable: list[str] = []
         self._error: str | None = None
 
-    def __iter__(self) -> Iterator[ImageBatch | None]:
+    def __iter__(self) -> Iterator[EncodedImages | None]:
         batches = EvaluationBatches(self.index, preprocessing_of(self.config))
-        loader: Iterator[ImageBatch] = iter(
-            evaluation_loader(
-                batches, self.start, self.stop, self.config.evaluate.batch_size, loader_workers(self.config)
-            )
-        )
+        size, workers = self.config.evaluate.batch_size, loader_workers(self.config)
+        pin_memory = self.device.type == "cuda"
+        loader = evaluation_loader(batches, self.start, self.stop, size, workers, pin_memory)
         training = self.model.training
         self.model.eval()
         try:
@@ -105,16 +113,19 @@ class CaptionSplit:
         finally:
             self.model.train(training)
 
-    def _caption(self, batch: ImageBatch) -> ImageBatch | None:
+    @torch.inference_mode()
+    def _caption(self, batch: ImageBatch) -> EncodedImages | None:
         self._unreadable += map(str, batch.unreadable)
         self.done += len(batch.samples) + len(batch.unreadable)
         if not batch.samples:
             return None
-        batch, max_words = batch.to(self.device), self.config.data.max_words
-        results = search([self.model], batch.inputs, self.options, max_words, batch.samples, batch.valid)
+        batch = batch.to(self.device)
+        features = self.model.encode(batch.inputs, batch.valid)
+        max_words = self.config.data.max_words
+        results = search_features([self.model], [features], self.options, max_words, batch.samples, best_only=True)
         for sample, best in zip(batch.samples, results, strict=True):
             self._captions[sample] = self.vocabulary.decode(best[0].ids if best else ())  # none: output not finite
-        return batch
+        return EncodedImages(batch.samples, features)
 
     def gather(self) -> Captions:
         """All ranks' captions, on every rank.

@@ -81,9 +81,9 @@ def caption_run(
         encode(index, Path(encoded), 1, config.data.max_words, predictor.vocabulary)
         loss = SplitLoss(predictor.model, EncodedCaptions(Path(encoded)), config.evaluate.top_k)
         work = CaptionSplit(predictor.model, predictor.vocabulary, index, config, ranks, predictor.device, options)
-        for batch in work:
-            if batch is not None:
-                loss.add(batch)
+        for images in work:
+            if images is not None:
+                loss.add(images)
             on_progress(work.done, work.stop - work.start)
         captions = work.gather()
         forced = loss.means(ranks)

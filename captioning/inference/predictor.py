@@ -24,7 +24,8 @@ from captioning.data.vocabulary import Vocabulary
 from captioning.inference import model_bundle
 from captioning.inference.model_bundle import ModelBundle
 from captioning.model.captioner import Captioner
-from captioning.model.search import Hypothesis, SearchOptions, options_of, search
+from captioning.model.hypotheses import Hypothesis
+from captioning.model.search import SearchOptions, options_of, search
 from captioning.runs import checkpoint
 from shards import storage
 from shards.errors import InputError

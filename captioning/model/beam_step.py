@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captioning.data.vocabulary import END
+from captioning.data.vocabulary import END, PAD
 from captioning.model.draws import draw_words
 
 
@@ -32,10 +32,13 @@ def best_of_beams(total: Tensor, scores: Tensor, groups: int, diversity: float) 
     parts = []
     for first in range(0, beams, size):
         of_group = slice(first, first + size)
-        joint = total[:, of_group].unsqueeze(2) + scores[:, of_group]  # [B, G, V]
-        ranked = joint - diversity * taken if groups > 1 else joint
-        best = ranked.flatten(1).topk(2 * size, dim=1).indices  # enough for G others beside every beam's <end>
-        parents, words = best // vocabulary, best % vocabulary
+        scored = scores[:, of_group]  # [B, G, V]
+        ranked = scored - diversity * taken if groups > 1 else scored
+        candidates = ranked.topk(min(size + 1, vocabulary), dim=2).indices  # of each beam: G others beside its <end>
+        joint = total[:, of_group].unsqueeze(2) + scored.gather(2, candidates)
+        paid = diversity * taken.expand(-1, size, -1).gather(2, candidates)
+        best = (joint - paid).flatten(1).topk(2 * size, dim=1).indices  # G others beside the <end> of every beam
+        parents, words = best // candidates.shape[2], candidates.flatten(1).gather(1, best)
         reached = joint.flatten(1).gather(1, best)
         ends = (words == END)[:, :size]
         ended = torch.full_like(total[:, of_group], -torch.inf)
@@ -73,15 +76,12 @@ def sampled(
     return BeamStep(parents, words, reached.masked_fill(ends, -torch.inf), reached.masked_fill(~ends, -torch.inf))
 
 
-def banned_repeats(history: Tensor, n: int, vocabulary: int) -> Tensor:
-    """Words that would complete an n-gram a second time: history [R, t] -> bool [R, V]."""
-    rows, length = history.shape
-    banned = torch.zeros(rows, vocabulary, dtype=torch.bool, device=history.device)
+def ban_repeats(scores: Tensor, history: Tensor, n: int) -> None:
+    """Set the ``scores`` [R, V] of words to -inf that would complete an n-gram of ``history`` [R, t] a second time."""
+    length = history.shape[1]
     if length < n:
-        return banned
+        return
     grams = history.unfold(1, n, 1)  # [R, t - n + 1, n]
     repeats = (grams[:, :, :-1] == history[:, length - n + 1 :].unsqueeze(1)).all(dim=2)
-    # Every n-gram that begins as the caption now ends bans its last word; the others write to a column dropped after.
-    target = torch.where(repeats, grams[:, :, -1], vocabulary)
-    padded = torch.cat([banned, banned[:, :1]], dim=1).scatter_(1, target, True)
-    return padded[:, :vocabulary]
+    # Every n-gram that begins as the caption now ends bans its last word; the others ban <pad>, which never comes.
+    scores.scatter_(1, torch.where(repeats, grams[:, :, -1], PAD), -torch.inf)

@@ -15,6 +15,7 @@ from captioning.data.padded_captions import PaddedCaptions
 from captioning.data.vocabulary import END, PAD, START, UNK
 from captioning.model.draws import draw_words, uniform
 from captioning.model.features import Features
+from captioning.model.search import words_between_asks
 
 _NEVER = (PAD, START, UNK)
 
@@ -28,7 +29,7 @@ def policy(logits: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class Samples:
     """K captions of each of B images: ``token_ids`` int64 [B, K, T], padded with <pad>, <end> not among them, and
-    ``lengths`` int64 [B, K]. A caption shorter than ``max_words`` ended by itself."""
+    ``lengths`` int64 [B, K]. A caption shorter than ``max_words`` ended by itself. T may be more than the longest."""
 
     token_ids: Tensor
     lengths: Tensor
@@ -80,7 +81,7 @@ def sample(decoder: Any, features: Features, keys: Tensor, with_greedy: bool, ma
                 words = torch.cat([words, scores[:, captions:].argmax(dim=2)], dim=1)
             running = running & (words != END)
             said.append(torch.where(running, words, PAD))
-            if not bool(running.any()):
+            if (t + 1) % words_between_asks(keys.device) == 0 and not bool(running.any()):
                 break
     finally:
         decoder.train(training)

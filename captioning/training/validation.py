@@ -48,10 +48,10 @@ class Validation:
         self.train_step.replica.share_buffers()
         with self.train_step.averaged(), self.accelerator.autocast(), self.monitor.validating() as on_progress:
             on_progress(0, work.stop - work.start)
-            for batch in work:
+            for images in work:
                 on_progress(work.done, work.stop - work.start)
-                if batch is not None:
-                    loss.add(batch)
+                if images is not None:
+                    loss.add(images)
                 self._stop_if_told(state)
         captions = work.gather()
         scores = self.ranks.run_on_main(

@@ -1,7 +1,8 @@
-"""Captioning in batches, against one image at a time without early stop, as the field's scripts do it.
+"""Captioning in batches, against one image at a time without early stop, as the field's scripts do it; and the search
+alone, on features encoded before.
 
-Models are random and images noise. A random model seldom ends a caption, so all captions run to the limit: what
-stopping early saves on top is not in these figures.
+Models are random and images noise. A random model seldom ends a caption, so all captions run to the limit: what is
+saved where captions end, by stopping and by leaving finished images behind, is not in these figures.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from torch import Tensor
 from captioning.data.vocabulary import START
 from captioning.distributed.ranks import init_distributed
 from captioning.model.captioner import Captioner
-from captioning.model.search import SearchOptions, search
+from captioning.model.search import SearchOptions, search, search_features
 from launch.bench.baselines.models import BaselineAttention, BaselineLstm
 from launch.bench.cases import WORDS, Case, add_case_arguments, alone, cases, noise_batch
 from launch.bench.table import Cell, Table
@@ -49,9 +50,17 @@ def _table(case: Case, arguments: argparse.Namespace) -> Table:
 
         return work
 
+    with torch.inference_mode(), accelerator.autocast():
+        features = ours.encode(images)
+
+    def search_alone() -> int:
+        with accelerator.autocast():
+            return len(search_features([ours], [features], SearchOptions(BEAM), arguments.max_words))
+
     baseline = _baseline(case, images[: arguments.one_by_one], arguments.max_words)
     name = f"one at a time, {'greedy' if case.decoder == 'lstm' else f'beam {BEAM}'}, fp32"
     works = {f"batched, beam {BEAM}": batched(BEAM), "batched, greedy": batched(1), name: baseline}
+    works[f"batched, beam {BEAM}, search alone"] = search_alone
     speeds = side_by_side(works, arguments.rounds)
     rows: list[list[Cell]] = [
         [which, speed.median, speed.over(speeds[name]), speed.spread] for which, speed in speeds.items()

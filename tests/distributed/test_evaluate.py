@@ -4,17 +4,26 @@ import hashlib
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from captioning import config
+from captioning.data import loader
 from captioning.data import vocabulary as vocab
+from captioning.data.collate import ImageBatch, pad_captions
 from captioning.data.tokenizer import Words
 from captioning.data.vocabulary import Vocabulary
+from captioning.distributed.ranks import Ranks
+from captioning.evaluation.caption_split import CaptionSplit
 from captioning.evaluation.results import in_common, match_references, read_references, read_results
+from captioning.inference.evaluate_run import caption_run
+from captioning.inference.predictor import Predictor
 from captioning.model.captioner import Captioner
+from captioning.model.search import SearchOptions
 from captioning.runs import checkpoint
 from captioning.runs.checkpoint import RunState
 from launch import evaluate
@@ -143,6 +152,44 @@ def test_runs_and_result_files_are_compared(shards_and_runs, tmp_path, monkeypat
     command(monkeypatch, "--compare", runs[0], written, *arguments)
     same = json.loads((tmp_path / "same.json").read_text())
     assert same["images"] == 9 and all(entry["p_value"] == 1 for entry in same["differences"])
+
+
+@pytest.mark.parametrize("kind", ["lstm", "attention"])
+def test_an_image_is_encoded_once_for_its_captions_and_the_loss(kind, shards_and_runs, monkeypatch, one_thread):
+    shards, runs = shards_and_runs
+    predictor = Predictor.from_checkpoint(runs[0], device="cpu")
+    config = replace(predictor.config, decoder=replace(predictor.config.decoder, name=kind))
+    model = Captioner(config, len(predictor.vocabulary)).eval()
+    encoded, encode = [], model.encode
+    monkeypatch.setattr(model, "encode", lambda inputs, valid=None: encoded.append(inputs) or encode(inputs, valid))
+    predictor = replace(predictor, models=(model,), config=config)
+    about = caption_run(predictor, runs[0], "val", Ranks(0, 1), SearchOptions(2)).about
+    assert sum(len(inputs) for inputs in encoded) == 9, "each image that can be read, once"
+    total = targets = 0
+    ids, limit = predictor.vocabulary.ids, config.data.max_words
+    texts = [text for i, text in enumerate(shard_index.load(shards / "val.json").texts()) if i != 3]
+    with torch.no_grad():
+        for image, text in zip(torch.cat(encoded), texts, strict=True):
+            words = [[ids[word] for word in Words().tokenize(caption)][:limit] for caption in text.captions]
+            captions = pad_captions([[np.array(caption) for caption in words]])
+            logits, _ = model(image[None], captions)
+            total += float(torch.nn.functional.cross_entropy(logits, captions.targets, reduction="sum"))
+            targets += len(captions.targets)
+    assert about["teacher_forcing"]["loss"] == pytest.approx(total / targets, rel=1e-5)
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda", True)])
+def test_batches_for_a_gpu_are_pinned(device, pinned, shards_and_runs, monkeypatch):
+    shards, runs = shards_and_runs
+    predictor, asked = Predictor.from_checkpoint(runs[0], device="cpu"), []
+    monkeypatch.setattr(loader, "read_ahead", lambda *arguments: asked.append(arguments[-1]) or iter(()))
+    index = shard_index.load(shards / "val.json")
+    place = torch.device(device)
+    work = CaptionSplit(predictor.model, predictor.vocabulary, index, predictor.config, Ranks(0, 1), place)
+    assert list(work) == [None] * 5 and asked == [pinned]
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)
+    batch = ImageBatch(torch.zeros(2, 3), (4, 5), (), torch.zeros(2, 4)).pin_memory()
+    assert batch.inputs.sum() == 6 and batch.valid.sum() == 8 and batch.samples == (4, 5)
 
 
 def test_captions_are_drawn_by_their_seed(shards_and_runs, tmp_path, monkeypatch, one_thread):

@@ -9,9 +9,12 @@ import torch
 
 from captioning.config import Config, DecoderConfig, EncoderConfig
 from captioning.data.padded_captions import PaddedCaptions
-from captioning.model.beam_step import banned_repeats, best_of_beams
+from captioning.model import search as search_module
 from captioning.model.captioner import Captioner
+from captioning.model.hypotheses import Paths
 from captioning.model.losses import count_in_top, token_loss
+from captioning.model.sampling import sample
+from captioning.model.search import SearchOptions, search
 from captioning.training.ema import WeightAverage
 
 KINDS = ["lstm", "attention", "transformer", "updown"]
@@ -44,21 +47,42 @@ def test_a_training_step_asks_the_device_for_nothing(kind):
     average.update(3)
 
 
+OPTIONS = [
+    SearchOptions(),
+    SearchOptions(4, min_words=2, no_repeat_ngram=2),
+    SearchOptions(4, beam_groups=2, length_penalty=0.7),
+    SearchOptions(3, temperature=1.0, top_k=4, top_p=0.9),
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=["greedy", "beam", "groups", "drawn"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_step_of_the_search_asks_the_device_for_nothing(kind):
-    """But whether all captions have ended, outside of these parts."""
-    model = captioner(kind).eval()
-    with torch.no_grad():
-        images = torch.empty(3, 3, 64, 64, dtype=torch.uint8, device=DEVICE)
-        rows = torch.arange(12, device=DEVICE) // 4
-        state, words = model.decoder.start(model.encode(images)).select(rows), torch.full((12,), 1, device=DEVICE)
-        for groups in (1, 2):
-            logits, state = model.decoder.step(state, words)
-            scores = logits.float().log_softmax(dim=-1).unflatten(0, (3, 4))
-            choice = best_of_beams(torch.zeros(3, 4, device=DEVICE), scores, groups, 0.5)
-            words, state = choice.words.flatten(), state.select(choice.parents.flatten())
-        assert words.shape == (12,) and words.device == DEVICE
-        assert banned_repeats(torch.full((12, 5), 4, device=DEVICE), 2, 9).device == DEVICE
+def test_search_asks_the_device_every_few_words_and_reads_the_captions_once(kind, options, monkeypatch):
+    asked, read = [], []
+
+    def unfinished(beams, divisor) -> torch.Tensor:
+        asked.append(beams.total)
+        return torch.arange(3 if len(asked) == 1 else 1, device=DEVICE)  # a third goes on after the second time
+
+    monkeypatch.setattr(search_module._Beams, "unfinished", unfinished)
+    monkeypatch.setattr(Paths, "hypotheses", lambda paths: read.append(paths))
+    images = torch.empty(3, 3, 64, 64, dtype=torch.uint8, device=DEVICE)
+    search([captioner(kind).eval()], images, options, max_words=10)
+    assert [total.shape for total in asked] == [(3, options.beam_size)] * 2, "after 4 and 8 words of 10"
+    (paths,) = read
+    assert paths.ids.shape == (3, options.beam_size, 10) and paths.ids.device == DEVICE
+    assert kind == "lstm" or paths.weights.shape == (3, options.beam_size, 10, 4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sampling_asks_the_device_every_few_words(kind):
+    """Whether all captions have ended, after the fourth word."""
+    model, keys = captioner(kind), torch.empty(3, 5, dtype=torch.int64, device=DEVICE)
+    features = model.encode(torch.empty(3, 3, 64, 64, dtype=torch.uint8, device=DEVICE))
+    samples = sample(model.decoder, features, keys, True, max_words=3)
+    assert samples.token_ids.shape == (3, 6, 3) and samples.ended.device == DEVICE
+    with pytest.raises(RuntimeError):
+        sample(model.decoder, features, keys, True, max_words=4)
 
 
 def test_asking_would_be_noticed():

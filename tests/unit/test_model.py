@@ -1,5 +1,7 @@
 """Encoder, decoders and captioner."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -136,6 +138,24 @@ def test_a_state_can_be_copied_and_reordered_within_an_image(kind):
     for t in (1, 2):
         logits, state = model.decoder.step(state, said[swap, t])
     torch.testing.assert_close(logits, torch.stack(alone)[swap], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_state_can_leave_images_behind(kind, masked):
+    """What search does with finished images: the captions of the others go on as they would have."""
+    model = tiny(kind).eval()
+    features = model.encode(images(3, 96))
+    if masked and model.decoder.uses_grid:
+        features = replace(features, mask=torch.arange(9) < torch.tensor([[9], [5], [2]]))
+    said = torch.tensor([[4, 5], [7, 8], [5, 5], [6, 4], [8, 8], [4, 7]])  # two captions for each of three images
+    state = model.decoder.start(features).select(torch.arange(6) // 2)
+    _, state = model.decoder.step(state, said[:, 0])
+    expected, _ = model.decoder.step(state, said[:, 1])
+    rows = torch.tensor([5, 4, 0, 1])
+    logits, after = model.decoder.step(state.select(rows, torch.tensor([2, 0])), said[rows, 1])
+    torch.testing.assert_close(logits, expected[rows], rtol=1e-4, atol=1e-5)
+    assert after.weights is None or len(after.weights) == 4
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from captioning.data.vocabulary import END, PAD, START, UNK
+from captioning.model import sampling
 from captioning.model.draws import caption_keys
 from captioning.model.sampling import Samples, policy, sample
 from captioning.model.search import SearchOptions, search
 from tests.unit.test_draws import varied
-from tests.unit.test_search import KINDS, WORDS, pictures
+from tests.unit.test_search import KINDS, WORDS, pictures, word_bias
 
 
 def captions_of(samples: Samples) -> list[list[tuple[int, ...]]]:
@@ -34,6 +35,21 @@ def test_samples_are_those_of_the_search_and_the_last_is_greedy(kind, max_words)
     for of_image, ours, best in zip(drawn, captions_of(found), greedy, strict=True):
         assert Counter(h.ids for h in of_image) == Counter(ours[:3]) and ours[3] == best
     assert captions_of(found.first(3)) == captions_of(sample(model.decoder, model.encode(x), keys, False, max_words))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_samples_that_go_on_after_all_have_ended_are_the_same(kind, monkeypatch):
+    """As on a GPU, which is asked every few words alone."""
+    model, x = varied(kind, seed=7), pictures(4)
+    word_bias(model)[END] = 12.0
+    keys, found = caption_keys(8, range(4), 3, x.device), []
+    for words in (1, 6):
+        monkeypatch.setattr(sampling, "words_between_asks", lambda device, words=words: words)
+        found.append(sample(model.decoder, model.encode(x), keys, True, 12))
+    assert found[0].token_ids.shape[2] < found[1].token_ids.shape[2] == 6
+    assert captions_of(found[0]) == captions_of(found[1])
+    targets = [samples.padded() for samples in found]
+    assert torch.equal(targets[0].token_ids, targets[1].token_ids) and torch.equal(*(t.lengths for t in targets))
 
 
 def test_as_targets_captions_have_the_end_they_drew():

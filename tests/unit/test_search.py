@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from torch import nn
 
 from captioning.data.padded_captions import PaddedCaptions
 from captioning.data.vocabulary import END, PAD, START, UNK
-from captioning.model.search import Hypothesis, SearchOptions, search
+from captioning.model import search as search_module
+from captioning.model.hypotheses import Hypothesis
+from captioning.model.search import SearchOptions, search, search_features
 from tests.unit.test_model import KINDS, tiny
 
 WORDS = [4, 5, 6, 7, 8]
@@ -167,6 +170,76 @@ def test_search_stops_when_all_have_ended():
         counted.calls = 0
         found = search([model], pictures(3), options, max_words=9)
         assert {h.ids for of_image in found for h in of_image} == {()} and counted.calls == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "options",
+    [SearchOptions(), BEAM3, SearchOptions(4, 1.0, beam_groups=2), SearchOptions(3, temperature=1.0)],
+    ids=["greedy", "beam", "groups", "drawn"],
+)
+def test_asking_less_often_whether_all_have_ended_changes_nothing(kind, options, monkeypatch):
+    model, x = peaked(kind, seed=5), pictures(8)
+    word_bias(model)[END] = 20.0 if kind == "transformer" else 3.0
+    model.decoder.step = counted = Counting(model.decoder.step)
+    steps, found = [], []
+    for words in (1, 4, 100):
+        monkeypatch.setattr(search_module, "words_between_asks", lambda device, words=words: words)
+        counted.calls = 0
+        found.append(search([model], x, options, max_words=20))
+        steps.append(counted.calls)
+    assert_same(found[0], found[1])
+    assert_same(found[0], found[2])
+    assert steps[0] <= steps[1] < steps[2] == 21 and steps[1] % 4 == 0, steps
+
+
+@pytest.mark.parametrize("penalty", [-0.5, 0.0, 0.7, 1.0])
+@pytest.mark.parametrize(
+    "options",
+    [SearchOptions(5), SearchOptions(4, min_words=2, beam_groups=2), SearchOptions(4, temperature=1.0)],
+    ids=["beam", "groups", "drawn"],
+)
+def test_the_best_caption_alone_is_certain_sooner(options, penalty):
+    options, steps = replace(options, length_penalty=penalty), Counter()
+    for seed in range(12):
+        model, x = peaked(KINDS[seed % len(KINDS)], seed), pictures(5)
+        features = [model.encode(x)]
+        model.decoder.step = counted = Counting(model.decoder.step)
+        found = {}
+        for best_only in (False, True):
+            counted.calls = 0
+            found[best_only] = search_features([model], features, options, 12, best_only=best_only)
+            steps[best_only] += counted.calls
+        assert_same(*([of_image[:1] for of_image in found[best_only]] for best_only in (True, False)))
+    assert steps[True] <= steps[False] - (penalty < 1), "the mean per word of a long caption may yet be better"
+
+
+def test_finished_images_are_left_behind():
+    """One image's captions end at once, the other's never: it goes on alone, and says what it says alone."""
+    model, x = peaked("attention", seed=3), pictures(2)
+    model.decoder.step = step = Recorded(model.decoder.step)
+    bias = torch.zeros(2, 9)
+    bias[0, END], bias[1, END] = 100.0, -100.0
+    step.biases = bias
+    found = search([model], x, BEAM3, max_words=7)
+    assert found[0][0].ids == () and {len(h.ids) for h in found[1]} == {7}
+    assert step.rows[0] == 2 and step.rows[-1] == 3, "from both images' first row to one image's three beams"
+    step.biases = bias[1:]
+    assert_same(found[1:], search([model], x[1:], BEAM3, max_words=7))
+
+
+class Recorded:
+    """A decoder's step with a bias [B, V] for every image, those of the last where fewer are left."""
+
+    def __init__(self, function):
+        self.function, self.rows, self.biases = function, [], torch.zeros(1, 1)
+
+    def __call__(self, state, words):
+        self.rows.append(len(words))
+        logits, after = self.function(state, words)
+        images = len(state.places.grid)
+        bias = self.biases[-images:].repeat_interleave(len(words) // images, dim=0)
+        return logits + bias, after
 
 
 class Counting:

@@ -2,7 +2,7 @@
 Shapes as in lstm.py."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +23,9 @@ class Places:
     mask: Tensor | None
     mean: Tensor
 
-    def first(self, images: int) -> "Places":
-        mask = None if self.mask is None else self.mask[:images]
-        return Places(self.grid[:images], self.keys[:images], mask, self.mean[:images])
+    def __getitem__(self, images: slice | Tensor) -> "Places":
+        mask = None if self.mask is None else self.mask[images]
+        return Places(self.grid[images], self.keys[images], mask, self.mean[images])
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,11 @@ class LookingState:
         """[N, H]: what the next word is read from."""
         return self.recurrent[-2]
 
-    def select(self, rows: Tensor) -> "LookingState":
-        """The state of captions ``rows`` [M]; every image keeps its place and gets M / B of them."""
-        return replace(self, recurrent=tuple(x[rows] for x in self.recurrent), weights=self.weights[rows])
+    def select(self, rows: Tensor, images: Tensor | None = None) -> "LookingState":
+        """The state of captions ``rows`` [M]. Every image keeps its place and gets M / B of them; or only ``images``
+        [I] stay and get M / I each."""
+        places = self.places if images is None else self.places[images]
+        return LookingState(places, tuple(x[rows] for x in self.recurrent), self.weights[rows])
 
     def first(self, images: int, captions: int) -> "LookingState":
         """The state of the first ``images`` images, with ``captions`` captions each."""
@@ -52,7 +54,7 @@ class LookingState:
         if len(self.weights) == rows:
             return self
         recurrent = tuple(x[:rows] for x in self.recurrent)
-        return LookingState(self.places.first(images), recurrent, self.weights[:rows])
+        return LookingState(self.places[:images], recurrent, self.weights[:rows])
 
 
 class AdditiveAttention(nn.Module):

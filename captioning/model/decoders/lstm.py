@@ -25,8 +25,8 @@ class LstmState:
     cell: Tensor
     weights: None = None  # this decoder does not say where it looks
 
-    def select(self, rows: Tensor) -> "LstmState":
-        """The state of captions ``rows`` [M]; every image keeps its place and gets M / B of them."""
+    def select(self, rows: Tensor, images: Tensor | None = None) -> "LstmState":
+        """The state of captions ``rows`` [M]; which ``images`` they belong to does not matter here."""
         return LstmState(self.hidden[:, rows], self.cell[:, rows])
 
 

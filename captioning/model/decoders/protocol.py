@@ -18,8 +18,9 @@ class DecoderState(Protocol):
     @property
     def weights(self) -> Tensor | None: ...
 
-    def select(self, rows: Tensor) -> Any:
-        """The state of captions ``rows`` int64 [M]; every image keeps its place and gets M / B of them."""
+    def select(self, rows: Tensor, images: Tensor | None = None) -> Any:
+        """The state of captions ``rows`` int64 [M]. Every image keeps its place and gets M / B of them; or only
+        ``images`` int64 [I] stay, in this order, and get M / I each."""
 
 
 class Decoder(Protocol):

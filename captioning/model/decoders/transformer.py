@@ -28,10 +28,15 @@ class TransformerState:
     words: tuple[KeysValues, ...] = ()
     weights: Tensor | None = None
 
-    def select(self, rows: Tensor) -> "TransformerState":
-        """The state of captions ``rows`` [M]; every image keeps its place and gets M / B of them."""
+    def select(self, rows: Tensor, images: Tensor | None = None) -> "TransformerState":
+        """The state of captions ``rows`` [M]. Every image keeps its place and gets M / B of them; or only ``images``
+        [I] stay and get M / I each."""
         weights = None if self.weights is None else self.weights[rows]
-        return replace(self, words=tuple((k[rows], v[rows]) for k, v in self.words), weights=weights)
+        words = tuple((k[rows], v[rows]) for k, v in self.words)
+        if images is None:
+            return replace(self, words=words, weights=weights)
+        mask = None if self.mask is None else self.mask[images]
+        return TransformerState(tuple((k[images], v[images]) for k, v in self.images), mask, words, weights)
 
 
 class TransformerDecoder(nn.Module):
