@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from threading import Event, Thread
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,7 @@ from captioning.distributed.arithmetic import allow_tf32
 from shards.errors import InputError
 
 logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 # What gloo and NCCL say, in no more words than these where an exchange had no name of its own yet.
 _OF_PEERS = (
@@ -98,6 +99,17 @@ class Ranks:
         values = [None] * self.world_size
         dist.all_gather_object(values, value, group=self.group)
         return values
+
+    def together(self, work: Callable[[], Result]) -> Result:
+        """What ``work`` returns on this rank; an InputError on any of them is raised on every one."""
+        value, objection = None, None
+        try:
+            value = work()
+        except InputError as error:
+            objection = str(error)
+        if said := next(filter(None, self.all_gather(objection)), None):
+            raise InputError(said)
+        return cast(Result, value)
 
     def barrier(self) -> None:
         self.all_reduce_sum([0.0])

@@ -156,7 +156,7 @@ class Trainer:
             folder.cut_logs(self.state.step, self.state.evaluated_step)
         ranks.barrier()
         self.ledger = Ledger(self.run, ranks.rank) if config.data.ledger else None
-        self.monitor = Monitor(config, experiment, ranks.is_main)
+        self.monitor = ranks.together(lambda: Monitor(config, experiment, ranks.is_main))  # rank 0's reads some images
         self.monitor.table(
             f"run {config.run}", start_up_table(config, experiment, self.batches, captioner, accelerator.device)
         )

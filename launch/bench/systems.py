@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import safetensors.torch
-from captioning.metrics.coco import Metric, mean_of
 from torch import nn
 from torchvision.models import get_model
 
@@ -28,6 +27,7 @@ from captioning.evaluation.scores import evaluate
 from captioning.inference.evaluate_run import caption_run
 from captioning.inference.predictor import Predictor
 from captioning.metrics.intervals import intervals
+from captioning.metrics.metric import Metric, mean_of
 from captioning.model.encoders.backbone import TorchvisionEncoder
 from captioning.model.search import SearchOptions
 from captioning.runs import checkpoint
