@@ -68,13 +68,15 @@ class Captioner(nn.Module):
         if isinstance(captions, PaddedCaptions) and not len(captions):
             anchor = torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum() * 0.0
             return anchor.expand(0, self.decoder.vocabulary_size), anchor
-        if self.training and len(inputs) == 1 and not any(isinstance(m, nn.SyncBatchNorm) for m in self.modules()):
-            # One image has no batch statistics: it is normalised by the stored ones.
+        # One image has no batch statistics: it is normalised by the stored ones.
+        lone = self.training and len(inputs) == 1 and not any(isinstance(m, nn.SyncBatchNorm) for m in self.modules())
+        if lone:
             eval_batch_norm(self)
         try:
             features = self.encode(inputs, valid)
         finally:
-            self.train(self.training)
+            if lone:  # a walk through all modules takes as long as a kernel or two
+                self.train()
         if not isinstance(captions, PaddedCaptions):
             captions = captions(self.decoder, features)
         return self.decoder(features, captions)

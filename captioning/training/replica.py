@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from torch import Tensor, nn
+from torch import nn
 
 from captioning.config import Config
 from captioning.data.padded_captions import PaddedCaptions
@@ -51,6 +51,7 @@ class Replica:
         self.statistics = [
             buffer for m in self.captioner.modules() if is_batch_norm(m) and m.training for buffer in m.buffers()
         ]
+        self._kept = [buffer.clone() for buffer in self.statistics]
 
     def unfreeze(self) -> None:
         """The encoder is trained from now on. DDP knows the parameters it began with: it is made anew."""
@@ -82,13 +83,14 @@ class Replica:
             for buffer, values in zip(of_kind, flat.split([b.numel() for b in of_kind]), strict=True):
                 buffer.copy_(values.view_as(buffer))
 
-    def statistics_kept(self) -> list[Tensor]:
-        """A copy of BatchNorm's statistics, for ``restore_statistics``."""
-        return [buffer.clone() for buffer in self.statistics]
+    def keep_statistics(self) -> None:
+        """Remember BatchNorm's statistics, for ``restore_statistics``."""
+        if self.statistics:
+            torch._foreach_copy_(self._kept, self.statistics)
 
-    def restore_statistics(self, kept: list[Tensor]) -> None:
-        for buffer, before in zip(self.statistics, kept, strict=True):
-            buffer.copy_(before)
+    def restore_statistics(self) -> None:
+        if self.statistics:
+            torch._foreach_copy_(self.statistics, self._kept)
 
     def _settle_gradient_buckets(self) -> None:
         """A backward pass without data. DDP arranges its gradient buckets anew after its first one, and may add in

@@ -87,7 +87,7 @@ class TrainStep:
             lr_multiplier(step, self.total_steps, optim, self.lr_decays),
             encoder_multiplier(step, unfrozen_at, optim),
         )
-        statistics = self.replica.statistics_kept()
+        self.replica.keep_statistics()
         losses, sums = self._backward(scope, micro_batches)
         norm, finite = self._update()
         culprits: tuple[str, ...] = ()
@@ -96,7 +96,7 @@ class TrainStep:
             if self.average is not None:
                 self.average.update(step)
         else:
-            self.replica.restore_statistics(statistics)
+            self.replica.restore_statistics()
             culprits = self._culprits(step, micro_batches, losses)
             self._count_skipped(step, culprits)
         return StepResult(sums, norm, lrs, not finite, culprits)
@@ -121,7 +121,8 @@ class TrainStep:
             with self.replica.accumulating(last):
                 losses = self.objective.losses(self.replica.model, batch.to(self.accelerator.device), scope)
                 self.accelerator.backward(losses.loss)
-            self.captioner.train()
+            if stored[number]:
+                self.captioner.train()
             parts.append(replace(losses, loss=losses.loss.detach()))
         sums = {name: torch.stack([part.sums[name] for part in parts]).sum(dim=0) for name in parts[0].sums}
         return torch.stack([part.loss for part in parts]), sums
@@ -139,13 +140,14 @@ class TrainStep:
     def _update(self) -> tuple[float, bool]:
         """Clip and update, unless the gradient is not finite. All ranks see the same one: it is all-reduced."""
         limit = self.config.optim.max_grad_norm or float("inf")
-        norm = self.accelerator.clip_grad_norm_(self.captioner.parameters(), limit)
-        finite = bool(torch.isfinite(norm))
+        # The device is asked once: whatever it was given to do has to be done before it answers.
+        norm = float(self.accelerator.clip_grad_norm_(self.captioner.parameters(), limit))
+        finite = math.isfinite(norm)
         if finite or self.accelerator.scaler is not None:
             # fp16's scaler skips a step that overflowed by itself, and has to see it to lower its scale.
             self.optimizer.step()
         self.optimizer.zero_grad()
-        return float(norm), finite
+        return norm, finite
 
     def _culprits(self, step: int, micro_batches: list[CaptionBatch], losses: Tensor) -> tuple[str, ...]:
         """The micro-batches of all ranks whose loss is not finite, by the keys of their samples."""

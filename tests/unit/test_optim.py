@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from captioning.config import Config, DecoderConfig, EncoderConfig, EvaluateConfig, OptimConfig, from_dict
+from captioning.model import losses
 from captioning.model.captioner import Captioner
 from captioning.model.losses import count_in_top, token_loss
 from captioning.runs.checkpoint import RunState
@@ -136,6 +137,27 @@ def test_parts_of_the_loss_add_up_to_the_mean_over_the_step(smoothing):
     objective, loss = (sum(float(part[i]) for part in parts) / 2 for i in (0, 1))
     assert objective == pytest.approx(float(F.cross_entropy(logits, targets, label_smoothing=smoothing)), rel=1e-5)
     assert loss == pytest.approx(float(F.cross_entropy(logits, targets)), rel=1e-5), "perplexity is not smoothed"
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_the_loss_has_torch_s_gradient_whatever_the_rows_are_cut_into(smoothing, kind, monkeypatch):
+    torch.manual_seed(0)
+    logits, targets = torch.randn(23, 30).to(kind).requires_grad_(), torch.randint(0, 30, (23,))
+    F.cross_entropy(logits.float(), targets, label_smoothing=smoothing, reduction="sum").backward()
+    expected, logits.grad = logits.grad, None
+    monkeypatch.setattr(losses, "_parts", lambda x: (slice(start, start + 5) for start in range(0, len(x), 5)))
+    token_loss(logits, targets, 1.0, 1, label_smoothing=smoothing)[0].backward()
+    assert logits.grad.dtype == kind
+    torch.testing.assert_close(logits.grad, expected)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_the_loss_keeps_nothing_of_the_logits_size_but_the_logits(kind):
+    logits, kept = torch.randn(40, 3000).to(kind).requires_grad_(), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        token_loss(logits, torch.zeros(40, dtype=torch.int64), 40.0, 1, label_smoothing=0.1)
+    assert [x.data_ptr() for x in kept if x.numel() >= logits.numel()] == [logits.data_ptr()]
 
 
 def test_half_precision_logits_are_summed_in_single():
