@@ -241,6 +241,8 @@ class Trainer:
             self.train_step.lr_decays = self.state.lr_decays
             result = self.train_step.step(scope, micro_batches)
             self._advance(micro_batches, result)
+            if self.ranks.is_main and self.state.step == self.monitor.first_step + 1:  # the optimizer has a state now
+                self.saver.make_room(*self.train_step.saved_state())
             self.monitor.step(self.state.step, self._scalars(scope, result) if scope.detailed else None)
 
     def _read(self, steps: Iterator[list[CaptionBatch]]) -> tuple[list[CaptionBatch], StepScope, float]:

@@ -94,6 +94,14 @@ def test_every_mode_runs(mode, scene_shards, tmp_path):
     assert found["rows"] and all(isinstance(row[1], float) and row[1] > 0 for row in found["rows"])
 
 
+def test_the_saving_benchmark_runs(tmp_path):
+    small = ["--megabytes", "3", "--saves", "2", "--folder", tmp_path]
+    done = run_command(module("launch.bench", "save", *small, "--json", tmp_path / "bench.json"))
+    assert done.returncode == 0, done.stderr
+    [found] = json.loads((tmp_path / "bench.json").read_text())["tables"]
+    assert all(0 < median <= longest for _, median, longest, _ in found["rows"])
+
+
 @pytest.mark.sweep
 def test_the_rewards_benchmark_runs_on_drawn_scenes(tmp_path):
     case = ["--case", "resnet18:none:lstm:no", "--batch-size", "2", "--image-size", "64", "--rounds", "1"]
