@@ -17,6 +17,7 @@ from captioning.config import Config, save_text
 from captioning.data.collate import CaptionBatch
 from captioning.distributed.ranks import Ranks, init_distributed, is_peer_failure
 from captioning.distributed.stop_signals import StoppedError, StopSignals, stop_signals, stopped_by
+from captioning.distributed.stragglers import gradient_wait
 from captioning.distributed.watchdog import Watchdog
 from captioning.runs.mirror import Mirror
 from captioning.runs.run_folder import RunFolder
@@ -263,7 +264,9 @@ class Trainer:
         mine = scope_alone(self.state.step, micro_batches)
         counts = [mine.images, mine.targets, sum(len(b.unreadable) for b in micro_batches)]
         flags = [objection is not None, self.stop.received is not None]
+        asked = time.perf_counter()
         images, targets, unreadable, failed, stopping = self.ranks.all_reduce_sum([*counts, *flags])
+        self.clock.idle += time.perf_counter() - asked
         if failed:
             raise InputError(next(filter(None, self.ranks.all_gather(objection))))
         if stopping:
@@ -290,6 +293,7 @@ class Trainer:
         if self.ledger:
             self.ledger.write(micro_batches)
         self.clock.count(micro_batches)
+        self.clock.idle += gradient_wait(self.train_step.replica.model)
         if result.skipped:
             self.monitor.say(f"step {self.state.step}: the gradient is not finite; the update is skipped")
             if result.culprits:
@@ -300,7 +304,7 @@ class Trainer:
             **self.train_step.scalars(scope, result),
             "train/skipped_steps": float(self.state.skipped_steps),
             "train/unreadable": float(self.state.epoch_unreadable),
-            **self.clock.reading(self.ranks.world_size),
+            **self.clock.reading(self.ranks),
         }
         self.clock.reset()
         return scalars
