@@ -21,7 +21,7 @@ from torch.utils.tensorboard.summary import hparams
 from captioning.config import Config, flat, to_dict
 from captioning.data.collate import CaptionBatch
 from captioning.data.stored_features import stored_features
-from captioning.distributed.ranks import Ranks
+from captioning.distributed.ranks import Ranks, cores_per_rank
 from captioning.distributed.stragglers import RankTimes, Stragglers
 from captioning.evaluation import provenance
 from captioning.runs.patient_files import PatientFiles, PatientLog
@@ -321,7 +321,8 @@ def start_up_table(
     val = f"{len(experiment.val):,} to validate on" if experiment.val else "none to validate on"
     rows = {
         "processes": f"{batches.world_size} on {device.type}, precision {config.precision}, "
-        f"{torch.get_num_threads()} thread(s) and {experiment.workers} loader worker(s) each",
+        f"{torch.get_num_threads()} thread(s) and {experiment.workers} loader worker(s) each"
+        f"{_why_so_many(config, experiment.workers)}",
         "global batch": f"{config.train.global_batch_size} images = {batches.world_size} process(es) x "
         f"{batches.micro_batches(0)} micro-batch(es) of at most {config.train.micro_batch_size}, "
         f"up to {config.data.captions_per_image} captions an image",
@@ -333,3 +334,11 @@ def start_up_table(
         f"{experiment.state.step:,} done",
     }
     return rows | ({"changed": "\n".join(experiment.changed)} if experiment.changed else {})
+
+
+def _why_so_many(config: Config, workers: int) -> str:
+    """Where data.num_workers does not say it, what a number of loader workers comes from."""
+    if config.data.num_workers is not None:
+        return ""
+    short = ", few for want of shared memory" if workers < cores_per_rank() - 1 else ""
+    return f", for {cores_per_rank()} core(s) a process{short}"
