@@ -100,8 +100,8 @@ def lost_worker(error: BaseException) -> tuple[str, bool] | None:
     if f"exit code {errno.ENOSPC}." in text or "Bus error" in text:
         return (
             f"The loader's workers have too little shared memory: {_SHM} has {free_shared_memory() / 1e6:,.0f} MB "
-            "free. Give the container more (docker run --shm-size=8g; Kubernetes: an emptyDir of medium Memory there), or "
-            "lower num_workers; 0 needs none.",
+            "free. Give the container more (docker run --shm-size=8g; Kubernetes: an emptyDir of medium Memory there), "
+            "or lower num_workers; 0 needs none.",
             False,
         )
     if re.search("killed by signal: (Killed|Terminated)|exited unexpectedly$", text):
