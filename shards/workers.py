@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from shards.errors import InputError
 
+READ_AHEAD = 2  # batches of each worker, in shared memory
 _SHM = "/dev/shm"
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
@@ -34,10 +35,13 @@ def read_ahead(dataset: Dataset, places: Iterable, num_workers: int, pin_memory:
         batch_size=None,
         sampler=places,
         num_workers=num_workers,
+        # Named, since Python 3.14 has another default: forked workers begin in milliseconds, without importing torch
+        # again, share the index's memory, take any decode function, and hold back stop signals from their first moment.
+        multiprocessing_context="fork" if num_workers else None,
         collate_fn=_unchanged,
         pin_memory=pin_memory,
         worker_init_fn=_set_up_worker,
-        prefetch_factor=2 if num_workers else None,
+        prefetch_factor=READ_AHEAD if num_workers else None,
     )
     try:
         yield from loader
@@ -95,9 +99,9 @@ def lost_worker(error: BaseException) -> tuple[str, bool] | None:
         return None
     if f"exit code {errno.ENOSPC}." in text or "Bus error" in text:
         return (
-            f"The loader's workers have too little shared memory: {_SHM} has {_free(_SHM) / 1e6:,.0f} MB free. Give "
-            "the container more (docker run --shm-size=8g; Kubernetes: an emptyDir of medium Memory there), or lower "
-            "num_workers; 0 needs none.",
+            f"The loader's workers have too little shared memory: {_SHM} has {free_shared_memory() / 1e6:,.0f} MB "
+            "free. Give the container more (docker run --shm-size=8g; Kubernetes: an emptyDir of medium Memory there), "
+            "or lower num_workers; 0 needs none.",
             False,
         )
     if re.search("killed by signal: (Killed|Terminated)|exited unexpectedly$", text):
@@ -105,9 +109,10 @@ def lost_worker(error: BaseException) -> tuple[str, bool] | None:
     return None
 
 
-def _free(folder: str) -> int:
+def free_shared_memory() -> int:
+    """Bytes that batches may still take on their way from workers."""
     try:
-        return shutil.disk_usage(folder).free
+        return shutil.disk_usage(_SHM).free
     except OSError:
         return 0
 

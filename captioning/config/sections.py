@@ -65,7 +65,9 @@ class DataConfig:
     )
     rand_augment: bool = setting(False, "two random operations of RandAugment on each training image", identity=True)
     num_workers: int | None = setting(
-        None, "loader processes a rank; null: the machine's cores shared out, at most 8", at_least=0
+        None,
+        "loader processes a rank; null: its share of the machine's cores, less one; fewer where shared memory is short",
+        at_least=0,
     )
     ledger: bool = setting(False, "write a line a sample to RUN/ledger, to audit exactly-once delivery")
     cache_dir: str | None = setting(None, "folder for whole shards of remote splits; null: the machine's temporary one")

@@ -1,20 +1,22 @@
 """How many processes read, and evaluation's batches through them; a ShardDataset has its own loader."""
 
-import os
 from collections.abc import Iterator
 
 from captioning.config import Config
 from captioning.data.collate import ImageBatch
 from captioning.data.dataset import EvaluationBatches
-from shards.workers import read_ahead
+from captioning.distributed.ranks import cores_per_rank, ranks_per_machine
+from shards.workers import READ_AHEAD, free_shared_memory, read_ahead
 
 
 def loader_workers(config: Config) -> int:
-    """Loader processes a rank: as configured, else this machine's cores shared by its ranks, one left for each rank."""
+    """Loader processes a rank: as configured, else one for each core of the rank but one, which is for the rank itself;
+    fewer where their batches would take more than half of the free shared memory."""
     if config.data.num_workers is not None:
         return config.data.num_workers
-    cores = len(os.sched_getaffinity(0))
-    return max(0, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
+    batch_bytes = config.train.micro_batch_size * 3 * config.data.image_size**2
+    fitting = free_shared_memory() // 2 // ranks_per_machine() // (READ_AHEAD * batch_bytes)
+    return max(0, min(cores_per_rank() - 1, fitting))
 
 
 def evaluation_loader(

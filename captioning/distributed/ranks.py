@@ -190,5 +190,13 @@ def _warn_of_cpu(processes: int) -> None:
 def _limit_threads() -> None:
     """No more threads than this process's share of the cores it may use. Accelerate counts the machine's, also where a
     container or a job was given a few of them: twice the threads made steps six times as slow."""
-    share = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(max(1, min(share, torch.get_num_threads())))
+    torch.set_num_threads(max(1, min(cores_per_rank(), torch.get_num_threads())))
+
+
+def cores_per_rank() -> int:
+    """This process's share of the cores that the ranks of its machine may use; 0 where there are more ranks."""
+    return len(os.sched_getaffinity(0)) // ranks_per_machine()
+
+
+def ranks_per_machine() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -7,8 +7,6 @@ read back and verified. Nothing is unpickled.
 """
 
 import errno
-import hashlib
-import io
 import json
 import logging
 import os
@@ -16,10 +14,12 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
+from captioning.runs.hashed_file import HashedFile, write_safetensors, write_torch
 from captioning.runs.run_folder import note_saved
 from shards.errors import InputError
 from shards.files import sha256_of
@@ -111,18 +111,18 @@ def save(
         return final
     temporary = final.with_name(final.name + ".tmp")
     _remove(temporary)
-    files: dict[str, Callable[[], bytes]] = {
-        "model.safetensors": lambda: _tensor_bytes(model),
-        "optimizer.pt": lambda: _torch_bytes(optimizer),
-        "state.json": lambda: json.dumps(asdict(state), indent=1).encode(),
-        **{name: text.encode for name, text in texts.items()},
+    writers: dict[str, Callable[[HashedFile], object]] = {
+        "model.safetensors": partial(write_safetensors, tensors=model),
+        "optimizer.pt": partial(write_torch, value=optimizer),
+        "state.json": partial(HashedFile.write, data=json.dumps(asdict(state), indent=1).encode()),
+        **{name: partial(HashedFile.write, data=text.encode()) for name, text in texts.items()},
     }
     if average is not None:
-        files["average.safetensors"] = lambda: _tensor_bytes(average)
+        writers["average.safetensors"] = partial(write_safetensors, tensors=average)
     try:
         _make_folder(temporary)
         _check_room(temporary, _tensors_size((model, optimizer, average)))
-        _write(temporary, files)
+        _write(temporary, writers)
     except BaseException:
         _remove(temporary)  # a full disk needs the room, for its logs at least
         raise
@@ -164,16 +164,16 @@ def _tensors_size(value: Any) -> int:
     return sum(map(_tensors_size, parts))
 
 
-def _write(folder: Path, files: dict[str, Callable[[], bytes]]) -> None:
-    """Write files, one in memory at a time, and last the manifest of what they should hold; all on disk at the end."""
+def _write(folder: Path, writers: dict[str, Callable[[HashedFile], object]]) -> None:
+    """Write files, and last the manifest of what they should hold; all on disk at the end."""
     manifest: dict[str, dict[str, object]] = {}
-    for name, make in [*files.items(), ("manifest.json", lambda: json.dumps(manifest, indent=1).encode())]:
-        data = make()
-        with (folder / name).open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        manifest[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    for name, write in writers.items():
+        with HashedFile(folder / name) as file:
+            write(file)
+            manifest[name] = {"size": file.size, "sha256": file.finish()}
+    with HashedFile(folder / "manifest.json") as file:
+        file.write(json.dumps(manifest, indent=1).encode())
+        file.finish()
     _sync_folder(folder)
 
 
@@ -189,20 +189,6 @@ def _make_folder(folder: Path) -> None:
 def _remove(folder: Path) -> None:
     """Remove a folder if it is there; of one that cannot be removed, people are told by the next write into it."""
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _tensor_bytes(tensors: "dict[str, Tensor]") -> bytes:
-    import safetensors.torch
-
-    return safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
-
-
-def _torch_bytes(value: Any) -> bytes:
-    import torch
-
-    out = io.BytesIO()
-    torch.save(value, out)
-    return out.getvalue()
 
 
 def _sync_folder(folder: Path) -> None:

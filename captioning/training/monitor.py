@@ -21,6 +21,8 @@ from torch.utils.tensorboard.summary import hparams
 from captioning.config import Config, flat, to_dict
 from captioning.data.collate import CaptionBatch
 from captioning.data.stored_features import stored_features
+from captioning.distributed.ranks import Ranks, cores_per_rank
+from captioning.distributed.stragglers import RankTimes, Stragglers
 from captioning.evaluation import provenance
 from captioning.runs.patient_files import PatientFiles, PatientLog
 from captioning.runs.progress import Progress, is_quiet, progress
@@ -37,19 +39,22 @@ from shards.reader import UnreadableSample, read_sample
 logger = logging.getLogger(__name__)
 WATCHED_IMAGES = 8  # of the validation split, spread over it, the same at every validation
 HEADLINES = ("CIDEr", "BLEU-4", "ROUGE-L")  # scores shown in the terminal; all are in scores.jsonl and TensorBoard
+SLOW = 1.2  # times the median rank's step: a slower rank is named in the terminal
 LOG_COLUMNS = 160  # width of a line where there is no terminal to fit
 VARIED = ("seed", "precision", "encoder", "decoder", "train", "optim")  # what runs are compared by, in TensorBoard's
 OF_SCORES = ("val/loss", "val/CIDEr", "val/BLEU-4")  # table of hyper-parameters, and how they ended
 
 
 class Clock:
-    """Images, captions and seconds since the last reading; ``waiting`` seconds of them were spent on data."""
+    """Images, captions and seconds since the last reading. ``waiting`` of the seconds were spent on data, ``idle`` on
+    waiting for other ranks."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        self.started, self.waiting, self.images, self.captions, self.steps = time.perf_counter(), 0.0, 0, 0, 0
+        self.started, self.waiting, self.idle = time.perf_counter(), 0.0, 0.0
+        self.images, self.captions, self.steps = 0, 0, 0
 
     def count(self, micro_batches: list[CaptionBatch]) -> None:
         """A step over these micro-batches is done."""
@@ -57,16 +62,29 @@ class Clock:
         self.captions += sum(len(batch.captions) for batch in micro_batches)
         self.steps += 1
 
-    def reading(self, world_size: int) -> dict[str, float]:
-        """Rates of the whole job, taking the other ranks to be as fast as this one, and this rank's waiting."""
-        seconds = max(1e-9, time.perf_counter() - self.started)
+    def reading(self, ranks: Ranks) -> dict[str, float]:
+        """Rates of the whole job, taking the other ranks to have as many images as this one; this rank's waiting; and
+        which rank is slow. Called on all ranks."""
+        seconds, steps = max(1e-9, time.perf_counter() - self.started), max(1, self.steps)
+        mine = RankTimes((seconds - self.idle) / steps, self.waiting / steps)
         return {
-            "train/images_per_s": self.images * world_size / seconds,
-            "train/captions_per_s": self.captions * world_size / seconds,
+            "train/images_per_s": self.images * ranks.world_size / seconds,
+            "train/captions_per_s": self.captions * ranks.world_size / seconds,
             "train/data_wait_fraction": self.waiting / seconds,
-            "train/step_ms": 1e3 * seconds / max(1, self.steps),
+            "train/step_ms": 1e3 * seconds / steps,
             "train/peak_memory_gb": peak_memory() / 1e9,
+            **(_stragglers(Stragglers.of(ranks.all_gather(mine))) if ranks.world_size > 1 else {}),
         }
+
+
+def _stragglers(found: Stragglers) -> dict[str, float]:
+    return {
+        "train/slowest_rank": float(found.slowest_rank),
+        "train/step_ms_slowest": 1e3 * found.slowest.step,
+        "train/step_ms_median": 1e3 * found.median.step,
+        "train/data_wait_ms_slowest": 1e3 * found.slowest.data_wait,
+        "train/data_wait_ms_median": 1e3 * found.median.data_wait,
+    }
 
 
 def peak_memory() -> int:
@@ -265,10 +283,21 @@ def _numbers(scalars: dict[str, float]) -> tuple[str, ...]:
         first,
         f"{scalars['train/images_per_s']:.0f} images/s",
         f"data wait {scalars['train/data_wait_fraction']:.0%}",
+        *_slow_rank(scalars),
         f"lr {lrs}",
         *others,
         f"{scalars['train/captions_per_s']:.0f} captions/s",
     )
+
+
+def _slow_rank(scalars: dict[str, float]) -> tuple[str, ...]:
+    """The slowest rank, if it is much slower than the median one; its time for data with it, if that is the cause."""
+    if scalars.get("train/step_ms_slowest", 0.0) <= SLOW * scalars.get("train/step_ms_median", 0.0):
+        return ()
+    slowest, median = scalars["train/step_ms_slowest"], scalars["train/step_ms_median"]
+    waits = scalars["train/data_wait_ms_slowest"] - scalars["train/data_wait_ms_median"]
+    cause = " for data" if waits > (slowest - median) / 2 else ""
+    return (f"rank {scalars['train/slowest_rank']:.0f} takes {slowest / median:.1f}x as long{cause}",)
 
 
 def _learning(scalars: dict[str, float]) -> tuple[str, ...]:
@@ -303,7 +332,8 @@ def start_up_table(
     val = f"{len(experiment.val):,} to validate on" if experiment.val else "none to validate on"
     rows = {
         "processes": f"{batches.world_size} on {device.type}, precision {_precision(config, device)}, "
-        f"{torch.get_num_threads()} thread(s) and {experiment.workers} loader worker(s) each",
+        f"{torch.get_num_threads()} thread(s) and {experiment.workers} loader worker(s) each"
+        f"{_why_so_many(config, experiment.workers)}",
         "global batch": f"{config.train.global_batch_size} images = {batches.world_size} process(es) x "
         f"{batches.micro_batches(0)} micro-batch(es) of at most {config.train.micro_batch_size}, "
         f"up to {config.data.captions_per_image} captions an image",
@@ -316,3 +346,11 @@ def start_up_table(
         f"{experiment.state.step:,} done",
     }
     return rows | ({"changed": "\n".join(experiment.changed)} if experiment.changed else {})
+
+
+def _why_so_many(config: Config, workers: int) -> str:
+    """Where data.num_workers does not say it, what a number of loader workers comes from."""
+    if config.data.num_workers is not None:
+        return ""
+    short = ", few for want of shared memory" if workers < cores_per_rank() - 1 else ""
+    return f", for {cores_per_rank()} core(s) a process{short}"

@@ -17,6 +17,7 @@ from captioning.data.collate import CaptionBatch
 from captioning.distributed.arithmetic import enable_determinism
 from captioning.distributed.ranks import Ranks, init_distributed, is_peer_failure
 from captioning.distributed.stop_signals import StoppedError, StopSignals, stop_signals, stopped_by
+from captioning.distributed.stragglers import gradient_wait
 from captioning.distributed.watchdog import Watchdog
 from captioning.runs.mirror import Mirror
 from captioning.runs.run_folder import RunFolder
@@ -235,6 +236,8 @@ class Trainer:
             self.train_step.lr_decays = self.state.lr_decays
             result = self.train_step.step(scope, micro_batches)
             self._advance(micro_batches, result)
+            if self.ranks.is_main and self.state.step == self.monitor.first_step + 1:  # the optimizer has a state now
+                self.saver.make_room(*self.train_step.saved_state())
             self.monitor.step(self.state.step, self._scalars(scope, result) if scope.detailed else None)
 
     def _read(self, steps: Iterator[list[CaptionBatch]]) -> tuple[list[CaptionBatch], StepScope, float]:
@@ -258,7 +261,9 @@ class Trainer:
         )  # normalised by stored statistics, see Captioner
         counts = [mine.images, mine.targets, sum(len(b.unreadable) for b in micro_batches), lone]
         flags = [objection is not None, self.stop.received is not None]
+        asked = time.perf_counter()
         images, targets, unreadable, lone, failed, stopping = self.ranks.all_reduce_sum([*counts, *flags])
+        self.clock.idle += time.perf_counter() - asked
         if failed:
             raise InputError(next(filter(None, self.ranks.all_gather(objection))))
         if stopping:
@@ -287,6 +292,7 @@ class Trainer:
         if self.ledger:
             self.ledger.write(micro_batches)
         self.clock.count(micro_batches)
+        self.clock.idle += gradient_wait(self.train_step.replica.model)
         if result.skipped:
             self.monitor.say(f"step {self.state.step}: the gradient is not finite; the update is skipped")
             if result.culprits:
@@ -297,7 +303,7 @@ class Trainer:
             **self.train_step.scalars(scope, result),
             "train/skipped_steps": float(self.state.skipped_steps),
             "train/unreadable": float(self.state.epoch_unreadable),
-            **self.clock.reading(self.ranks.world_size),
+            **self.clock.reading(self.ranks),
         }
         self.clock.reset()
         return scalars

@@ -16,6 +16,7 @@ MODES = {
     "reward": ("reward", "rewards of self-critical training, against pycocoevalcap; their share of a step"),
     "features": ("features", "training from features encoded once, against training from pixels"),
     "caption": ("search", "captioning in batches, against one image at a time"),
+    "save": ("saving", "how long a checkpoint that is saved in the background holds up the training loop"),
     "systems": ("systems", "what decoders, geometries and frozen encoders are worth on drawn scenes; takes hours"),
     "scale": ("scaling", "training on 1, 2, 4 ... all GPUs, or 1 and 2 CPU processes; and a model of more"),
 }

@@ -5,6 +5,7 @@ library is not installed says so in its first line.
 """
 
 import json
+import multiprocessing
 import os
 import resource
 import sys
@@ -31,6 +32,7 @@ NAMES = {
 
 def main() -> None:
     name, places, cores, workers = sys.argv[1:]
+    multiprocessing.set_start_method("fork")  # Python 3.14 has another default, which takes no lambda of a pipeline
     _import_all()  # on all cores; threads and processes made from here on stay on the given ones
     os.sched_setaffinity(0, map(int, cores.split(",")))
     answers = os.fdopen(os.dup(1), "w", buffering=1)

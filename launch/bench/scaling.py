@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from captioning.distributed.stragglers import RankTimes, Stragglers, gradient_wait
 from captioning.training.objectives import StepScope
 from launch.bench.cases import Case, add_case_arguments, cases, noise_batch, train_step_of
 from launch.bench.table import Cell, Table
@@ -30,10 +31,11 @@ BACKWARD = 2 / 3  # of the step's time
 
 @dataclass(frozen=True)
 class Measured:
-    """One rank's seconds per step, and the bytes of its gradients."""
+    """Seconds per step, the bytes of a rank's gradients, and how long the median rank waits for the slowest."""
 
     seconds: float
     gradient_bytes: int
+    slowest_costs: float = 0.0  # seconds per step
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,11 +60,16 @@ def process_counts(most: int) -> list[int]:
 
 def _here(case: Case, best: dict[int, Measured]) -> Table:
     cores = len(os.sched_getaffinity(0))
-    table = Table(f"This machine, {case}: {case.batch_size} images a process", ["processes", "images/s", "efficiency"])
+    columns = ["processes", "images/s", "efficiency", "waiting for the slowest"]
+    table = Table(f"This machine, {case}: {case.batch_size} images a process", columns)
     for w, measured in best.items():
-        table.rows.append([w, w * case.batch_size / measured.seconds, f"{best[1].seconds / measured.seconds:.0%}"])
+        efficiency, waiting = best[1].seconds / measured.seconds, measured.slowest_costs / measured.seconds
+        table.rows.append([w, w * case.batch_size / measured.seconds, f"{efficiency:.0%}", f"{waiting:.0%}"])
+    table.notes = ["waiting for the slowest: the share of the median rank's step, while the slowest computes"]
     if not torch.cuda.is_available():
-        table.notes = [f"every process computes on {max(1, cores // 2)} of {cores} cores; the fastest round of each"]
+        table.notes.append(
+            f"every process computes on {max(1, cores // 2)} of {cores} cores; the fastest round of each"
+        )
     return table
 
 
@@ -99,10 +106,12 @@ def _run(case: Case, world_size: int, steps: int) -> Measured:
     with ProcessPoolExecutor(world_size, multiprocessing.get_context("spawn")) as processes:
         ranks = [processes.submit(_rank, case, rank, world_size, port, steps) for rank in range(world_size)]
         results = [rank.result() for rank in ranks]
-    return max(results, key=lambda measured: measured.seconds)
+    longest = max((measured for measured, _ in results), key=lambda measured: measured.seconds)
+    found = Stragglers.of([own for _, own in results])
+    return replace(longest, slowest_costs=found.slowest.step - found.median.step)
 
 
-def _rank(case: Case, rank: int, world_size: int, port: int, steps: int) -> Measured:
+def _rank(case: Case, rank: int, world_size: int, port: int, steps: int) -> tuple[Measured, RankTimes]:
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
@@ -116,10 +125,11 @@ def _rank(case: Case, rank: int, world_size: int, port: int, steps: int) -> Meas
     for step in range(2):
         train_step.step(replace(scope, step=step), [batch])
     train_step.ranks.barrier()
-    start = time.perf_counter()
+    start, idle = time.perf_counter(), 0.0
     for step in range(steps):
         train_step.step(replace(scope, step=step), [batch])
+        idle += gradient_wait(train_step.replica.model)
     seconds = (time.perf_counter() - start) / steps
     gradients = sum(p.numel() * p.element_size() for p in train_step.captioner.parameters() if p.requires_grad)
     train_step.accelerator.end_training()
-    return Measured(seconds, gradients)
+    return Measured(seconds, gradients), RankTimes(seconds - idle / steps, 0.0)

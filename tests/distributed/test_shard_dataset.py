@@ -147,6 +147,30 @@ def test_worker_processes_change_nothing(numbers, workers):
     assert states[0]["samples_seen"] == 37 + 2 * 5, "what was read ahead is not counted"
 
 
+STARTED = """
+import multiprocessing, sys
+from torch.utils.data import DataLoader
+from tests.distributed.test_shard_dataset import dataset, decode, rows
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method(sys.argv[1])
+    here = [rows(batch) for batch in dataset(sys.argv[2])]
+    ahead = [rows(batch) for batch in dataset(sys.argv[2], num_workers=2, decode=lambda sample: decode(sample))]
+    assert ahead == here, ahead
+    assert [rows(batch) for batch in DataLoader(dataset(sys.argv[2], epochs=1), None, num_workers=2)] == here
+    print(len(here))
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.sweep)])
+def test_however_processes_start_the_batches_are_the_same(numbers, tmp_path, method):
+    """Python 3.14 starts them otherwise than 3.13. Our own readers take any decode function all the same; around a
+    DataLoader of the user's it has to be one that can be imported."""
+    (tmp_path / "started.py").write_text(STARTED)
+    done = run_command([sys.executable, str(tmp_path / "started.py"), method, str(numbers.path)], PYTHONPATH=str(ROOT))
+    assert done.returncode == 0 and done.stdout.split() == ["8"], done.stderr
+
+
 def test_an_unreadable_sample_keeps_its_place_with_weight_0(scene_shards, tmp_path, caplog):
     index, extent = with_one_broken_image(scene_shards, tmp_path / "broken")
 

@@ -129,6 +129,14 @@ def test_bytes_are_counted_once_for_each_input_and_output():
     assert profile.count_bytes(lambda: a.add_(b.expand(10))) == 40 + 4 + 40, "what is expanded is as small as before"
 
 
+def test_the_saving_benchmark_runs(tmp_path):
+    small = ["--megabytes", "3", "--saves", "2", "--folder", tmp_path]
+    done = run_command(module("launch.bench", "save", *small, "--json", tmp_path / "bench.json"))
+    assert done.returncode == 0, done.stderr
+    [found] = json.loads((tmp_path / "bench.json").read_text())["tables"]
+    assert all(0 < median <= longest for _, median, longest, _ in found["rows"])
+
+
 @pytest.mark.sweep
 def test_the_rewards_benchmark_runs_on_drawn_scenes(tmp_path):
     case = ["--case", "resnet18:none:lstm:no", "--batch-size", "2", "--image-size", "64", "--rounds", "1"]

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
+from captioning.config import Config, DataConfig, TrainConfig
 from captioning.data import captions as encoded
+from captioning.data import loader
 from captioning.data.captions import EncodedCaptions
 from captioning.data.dataset import EvaluationBatches, train_dataset
 from captioning.data.loader import evaluation_loader
@@ -221,3 +224,17 @@ def test_an_error_of_a_loader_process_says_what_it_says_in_this_one(dataset_of, 
             next(dataset_of(index=index, num_workers=workers).steps(0, 1))
         said.append(str(error.value))
     assert said[0] == said[1] and "Copy them again, with their tar." in said[0]
+
+
+@pytest.mark.parametrize(
+    "cores, ranks, free_mb, workers",
+    [(64, 1, 10**6, 63), (64, 4, 10**6, 15), (2, 1, 10**6, 1), (2, 2, 10**6, 0), (64, 1, 64, 2), (64, 4, 64, 0)],
+)
+def test_loader_workers_follow_the_cores_of_a_rank(monkeypatch, cores, ranks, free_mb, workers):
+    """As many as it has cores but one, and as shared memory takes: 2 batches of each worker, of 6 MB, in half of it."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr(loader, "free_shared_memory", lambda: free_mb * 1_000_000)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    config = Config(data=DataConfig(image_size=250), train=TrainConfig(micro_batch_size=32))
+    assert loader.loader_workers(config) == workers
+    assert loader.loader_workers(replace(config, data=replace(config.data, num_workers=5))) == 5

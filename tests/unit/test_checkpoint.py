@@ -1,14 +1,19 @@
 """Checkpoints: whole or passed over, never unpickled, never the last one lost."""
 
+import io
 import json
 import pickle
 import shutil
+import tracemalloc
 
 import pytest
+import safetensors.torch
 import torch
 
 from captioning.runs import checkpoint
 from captioning.runs.checkpoint import RunState
+from captioning.runs.hashed_file import HashedFile, write_safetensors, write_torch
+from captioning.runs.saver import Saver
 from shards.errors import InputError
 
 MODEL = {"weight": torch.arange(6.0).view(2, 3)}
@@ -154,3 +159,68 @@ def test_find_by_name(tmp_path):
     shutil.rmtree(tmp_path / "checkpoints")
     with pytest.raises(InputError, match="not a run folder"):
         checkpoint.find(tmp_path, "best", pytest.fail)
+
+
+def test_safetensors_are_written_as_the_library_does(tmp_path):
+    """Every type that a model may hold, in any order in memory, of any shape, under any name, to the byte."""
+    tensors = {
+        f"{number}.größe": torch.arange(6).view(2, 3).to(dtype)
+        for number, dtype in enumerate([torch.float32, torch.int64, torch.bool, torch.bfloat16, torch.float16])
+    }
+    tensors |= {str(dtype): torch.ones(3, dtype=dtype) for dtype in (torch.float64, torch.int32, torch.int16)}
+    tensors |= {"scalar": torch.tensor(2.5), "none": torch.empty(0, 4), 'a "name"\n': torch.ones(1, dtype=torch.uint8)}
+    tensors |= {"channels_last": torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)}
+    with HashedFile(tmp_path / "file") as file:
+        write_safetensors(file, tensors)
+        sha256 = file.finish()
+    expected = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    assert (tmp_path / "file").read_bytes() == expected
+    assert file.size == len(expected) and sha256 == checkpoint.sha256_of(tmp_path / "file")
+
+
+def test_what_torch_saves_is_written_as_it_makes_it(tmp_path):
+    expected = io.BytesIO()
+    torch.save(OPTIMIZER, expected)
+    with HashedFile(tmp_path / "file") as file:
+        write_torch(file, OPTIMIZER)
+        sha256 = file.finish()
+    assert (tmp_path / "file").read_bytes() == expected.getvalue()
+    assert file.size == len(expected.getvalue()) and sha256 == checkpoint.sha256_of(tmp_path / "file")
+
+
+def test_writing_makes_no_copy_of_the_state(tmp_path, monkeypatch):
+    """A call that makes a tensor's bytes into an object of Python's holds the interpreter while it does: the training
+    loop stands still. What is written and hashed is the tensors' own memory, a little at a time."""
+    size, longest = 32_000_000, 0
+    written = HashedFile.write
+
+    def write(file, data):
+        nonlocal longest
+        assert isinstance(data, memoryview) or len(data) < 100_000, "a copy"
+        longest = max(longest, len(data))
+        return written(file, data)
+
+    monkeypatch.setattr(HashedFile, "write", write)
+    tensor = torch.zeros(size // 4)
+    optimizer = {"optimizer": {"state": {0: {"exp_avg": torch.zeros(size // 4)}}}}
+    tracemalloc.start()
+    try:
+        checkpoint.save(tmp_path, RunState(1, 8, 1, "data"), {"weight": tensor}, optimizer, TEXTS, keep=2)
+        assert tracemalloc.get_traced_memory()[1] < size / 4
+    finally:
+        tracemalloc.stop()
+    assert longest == size
+
+
+def test_room_is_made_before_the_first_copy(tmp_path):
+    """The copy then goes into memory that is there: no page of it has to be found while the loop waits."""
+    saver = Saver(tmp_path, TEXTS, keep=2, background=True)
+    state = ({"weight": torch.ones(1000)}, {"state": {0: {"exp_avg": torch.ones(1000), "step": 3}}})
+    saver.make_room(*state)
+    room = saver._room.result()
+    places = {room[0]["weight"].data_ptr(), room[1]["state"][0]["exp_avg"].data_ptr()}
+    saver.start(RunState(1, 8, 1, "data"), *state)
+    model, optimizer, _ = saver._copy
+    assert {model["weight"].data_ptr(), optimizer["state"][0]["exp_avg"].data_ptr()} == places
+    assert saver.finish() is None and torch.equal(model["weight"], state[0]["weight"])
+    assert optimizer["state"][0]["step"] == 3
