@@ -24,7 +24,7 @@ test: install check
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 sweep: install
-	$(BIN)/python -m pytest -m sweep
+	$(BIN)/python -m pytest -m sweep -n 2 --dist loadfile
 
 MINUTES ?= 30
 

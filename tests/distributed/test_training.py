@@ -299,7 +299,7 @@ def test_bf16_trains_and_resumes(scene_shards, tmp_path, empty_config):
     assert all(torch.isfinite(value).all() for value in parameters(run, 6).values())
 
 
-def test_holes_are_counted_and_above_the_budget_stop_the_run(scene_shards, tmp_path, empty_config):
+def test_unreadable_samples_are_counted_and_too_many_stop_the_run(scene_shards, tmp_path, empty_config):
     _, extent = with_one_broken_image(scene_shards, tmp_path / "shards")
     run = tmp_path / "run"
     overrides = settings(tmp_path / "shards", run, train__epochs=1)

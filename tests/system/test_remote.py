@@ -130,7 +130,7 @@ def test_bytes_that_are_wrong_once_are_asked_for_again(scene_shards):
         assert [read.image_bytes for read in read_samples(remote, [3])] == [next(read_samples(local, [3])).image_bytes]
 
 
-def test_bytes_that_are_wrong_twice_are_holes_with_shard_offset_and_key(scene_shards):
+def test_bytes_that_are_wrong_twice_are_told_with_shard_offset_and_key(scene_shards):
     extents = shard_index.read_extents(shard_index.load(scene_shards / "train.json").shards[0])
     with misbehaving(scene_shards, "flips", always=True) as url:
         unreadable, read = read_samples(shard_index.load(f"{url}/train.json"), [3, 5])
@@ -222,7 +222,7 @@ def test_what_sizes_tell_is_told_before_step_0(server, scene_shards, tmp_path):
         shard_index.load("http://127.0.0.1:9/train.json")
 
 
-def test_a_shard_cut_or_replaced_under_the_run_is_holes_where_it_differs(scene_shards, tmp_path):
+def test_a_shard_cut_or_replaced_under_the_run_is_unreadable_where_it_differs(scene_shards, tmp_path):
     """Cut behind sample 20: with the total in Content-Range the shard is known to be another one."""
     shutil.copytree(scene_shards, tmp_path / "copy")
     tar = tmp_path / "copy" / "train-000000.tar"

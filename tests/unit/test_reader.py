@@ -135,7 +135,7 @@ def test_a_disk_that_is_unmounted_is_waited_for_and_loses_no_image(copy, monkeyp
     assert read_sample(index, 5) == whole
 
 
-def test_a_shard_that_somebody_deleted_is_holes(copy):
+def test_a_shard_that_somebody_deleted_is_unreadable_samples(copy):
     index = shard_index.load(copy / "train.json")
     read_sample(index, 5)
     storage.close_files()
