@@ -2,6 +2,7 @@
 
 import argparse
 import io
+from collections.abc import Collection
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,13 @@ def _require_coco_captions(document: Any, path: Path) -> None:
             text = entry[fields[1]]
             if not isinstance(text, str):
                 raise InputError(f"{path}: {section}[{number}] has a {fields[1]} that is not text: {text!r}")
+            _require_ids(entry, {fields[0], "id"}, f"{path}: {section}[{number}]")
+
+
+def _require_ids(entry: dict[str, Any], names: Collection[str], where: str) -> None:
+    for name in names:
+        if name in entry and not isinstance(entry[name], int | str):
+            raise InputError(f"{where} has the {name} {str(entry[name])[:80]!r}: a whole number or text is wanted.")
 
 
 def _require_karpathy(document: Any, path: Path) -> None:
@@ -142,5 +150,8 @@ def _require_karpathy(document: Any, path: Path) -> None:
         if wrong:
             hint = " COCO's own captions_*.json are read by `pack coco`." if "annotations" in document else ""
             raise InputError(f"{path}: images[{number}] has no {wrong[0]!r}: not Karpathy's splits.{hint}")
+        _require_ids(entry, ("cocoid", "imgid"), f"{path}: images[{number}]")
+        if not isinstance(entry.get("filepath", ""), str):
+            raise InputError(f"{path}: images[{number}] has a filepath that is not text: not Karpathy's splits.")
         if any(not isinstance(s, dict) or not isinstance(s.get("raw"), str) for s in entry["sentences"]):
             raise InputError(f"{path}: images[{number}] has a sentence without text 'raw': not Karpathy's splits.")

@@ -101,6 +101,9 @@ def test_a_zip_reads_like_a_folder(tmp_path):
         ('{"images": [{"id": 1}], "annotations": []}', "no 'file_name'"),
         ('{"images": [], "annotations": []}', "nothing to pack"),
         ('{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "caption": 5}]}', "not text"),
+        ('{"images": [{"id": [1], "file_name": "a.jpg"}], "annotations": []}', r"images\[0\] has the id '\[1\]'"),
+        ('{"images": [], "annotations": [{"image_id": {}, "caption": "a"}]}', r"annotations\[0\] has the image_id"),
+        ('{"images": [], "annotations": [{"image_id": 1, "id": [], "caption": "a"}]}', r"annotations\[0\] has the id"),
     ],
 )
 def test_a_json_that_is_not_captions_is_refused(tmp_path, content, message):
@@ -109,6 +112,14 @@ def test_a_json_that_is_not_captions_is_refused(tmp_path, content, message):
     with pytest.raises(InputError, match=message) as error:
         sources.coco(tmp_path, path)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "value"), [("cocoid", [1]), ("imgid", {}), ("filepath", ["a"])])
+def test_names_and_ids_of_karpathys_splits_are_text_or_numbers(tmp_path, name, value):
+    image = {"filename": "a.jpg", "split": "train", "sentences": [{"raw": "a cat"}], name: value}
+    (tmp_path / "dataset.json").write_text(json.dumps({"images": [image]}))
+    with pytest.raises(InputError, match=rf"images\[0\] has (the|a) {name}"):
+        sources.karpathy([tmp_path], tmp_path / "dataset.json")
 
 
 def test_missing_files_and_broken_zips_are_refused(tmp_path):
