@@ -89,7 +89,15 @@ def unroll(
     """Teacher forcing of N captions with M targets: hidden [M, H] and weights [M, P], caption by caption.
 
     ``start`` holds the B images in ``order``: from the one with the longest caption on, so that step t works on those
-    that still have a word to come. ``embed`` makes [.., E] of the words they read.
+    that still have a word to come. ``embed`` makes [.., E] of the words they read. With at most two captions an image::
+
+        image   slot   t = 0  1    2    3       rows of step t: the first active_images[t] images, two slots each,
+        B       0      a      dog  runs <end>   one step's below the other's; row_offset says where a step's begin.
+                1      it     <end>             What was computed in places without a word is not picked out.
+        A       2      a      cat  <end>
+                3      -
+        active_images  2      2    2    1
+        row_offset     0      4    8    12
     """
     words, most = captions.token_ids, captions.max_captions_per_image
     slot = order.argsort()[captions.image_index] * most + captions.caption_index

@@ -92,11 +92,11 @@ class TransformerDecoder(nn.Module):
         """One word further: words [N] -> logits [N, V] for the next word, and the new state."""
         past = state.words or (None,) * len(self.layers)
         x = self._embed(words.unsqueeze(1), first=state.words[0][0].shape[2] if state.words else 0)
-        after, weights = [], None
+        after, queries = [], x
         for layer, image, before in zip(self.layers, state.images, past, strict=True):
             x, keys_values, queries = layer(x, image, state.mask, before)
             after.append(keys_values)
-            weights = layer.cross_attn.weights(queries, image, state.mask)
+        weights = self.layers[-1].cross_attn.weights(queries, state.images[-1], state.mask)
         return self._classify(x.squeeze(1)), replace(state, words=tuple(after), weights=weights)
 
     def _embed(self, words: Tensor, first: int) -> Tensor:
