@@ -1,6 +1,7 @@
 """What `captioning doctor --gpu` does around the tests and benchmarks it runs, and its page."""
 
 import json
+import signal
 import time
 
 import pytest
@@ -50,7 +51,9 @@ def test_a_part_that_works_fails_or_takes_too_long_is_told():
     assert failed["state"] == "failed, status 3" and failed["said"].startswith("./x.py"), "no folders of the sender's"
     began = time.monotonic()
     late = run_part(part("time.sleep(300)"), 1, on_cpu=True)
-    assert late["state"] == "took too long" and "KeyboardInterrupt" in late["said"]
+    assert late["state"] == "took too long"
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in a job in the background of a shell
+        assert "KeyboardInterrupt" in late["said"]
     assert time.monotonic() - began < 60
 
 
