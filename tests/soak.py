@@ -179,8 +179,12 @@ def soak(minutes: float, seed: int) -> int:
                 print(f"round {runs} (seed {seed}): the same command failed twice in a row", file=sys.stderr)
                 return 1
             assert_each_image_of_each_epoch_once(storm.run, storm.shards, EPOCHS)
-            weights = checkpoint.newest(storm.run, print).model()  # type: ignore[union-attr]
-            if storm.fixed:
+            newest = checkpoint.newest(storm.run, print)
+            assert newest is not None
+            weights, last = newest.model(), checkpoint.steps(storm.run)[-1]
+            # The last checkpoint may be hit between the run's end and the kill: then it is an earlier one's weights.
+            is_whole = newest.state.step == last or not storm.faults["flip_checkpoint"]
+            if storm.fixed and is_whole:
                 if storm.processes not in expected:
                     expected[storm.processes] = _undisturbed(storm, home)
                 same = all(torch.equal(weights[name], expected[storm.processes][name]) for name in weights)
