@@ -164,7 +164,10 @@ def init_distributed(
     allow_tf32(tf32)
     if started == 1:
         return accelerator, Ranks(0, 1)
-    return accelerator, Ranks(dist.get_rank(), started, dist.new_group(backend="gloo", timeout=limit))
+    ranks = Ranks(dist.get_rank(), started, dist.new_group(backend="gloo", timeout=limit))
+    if accelerator.device.type == "cuda":
+        _warn_of_kinds(ranks.all_gather(torch.cuda.get_device_name(accelerator.device)))
+    return accelerator, ranks
 
 
 def _check_gpu(local_rank: int) -> None:
@@ -185,6 +188,15 @@ def _warn_of_cpu(processes: int) -> None:
     """A launch config may have meant GPUs; which one it was, its processes cannot tell."""
     if os.environ.get("RANK", "0") == "0":
         logger.warning(f"no GPU here: {processes} processes compute on CPUs (ACCELERATE_USE_CPU=true: as intended)")
+
+
+def _warn_of_kinds(devices: list[str]) -> None:
+    """Of different devices, one a rank."""
+    if len(kinds := sorted(set(devices))) > 1 and os.environ.get("RANK", "0") == "0":
+        logger.warning(
+            f"the processes compute on {' and '.join(kinds)}: a step takes as long as on the slowest, and they do not "
+            "round alike (TF32 and bfloat16 are not on all of them), so which rank is where changes the last digits"
+        )
 
 
 def _limit_threads() -> None:
