@@ -176,6 +176,7 @@ class Noise:
         return torch.zeros(3)
 
 
+@pytest.mark.slow
 def test_a_process_that_has_loaders_ends():
     ended = subprocess.run([sys.executable, "-c", HOLDING], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 1

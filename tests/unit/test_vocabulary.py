@@ -39,6 +39,7 @@ def test_captions_go_to_ids_and_back_as_a_person_would_write_them():
     assert vocabulary.decode([*ids, 4, 5]) == caption, "nothing after <end> is text"
 
 
+@pytest.mark.slow
 def test_real_captions_come_back_as_they_were_written():
     """All of COCO val2017's: but for case, spaces before punctuation and lacking ones after it, and odd quotes."""
     path = DATA / "coco-captions-val2017.json"

@@ -2,6 +2,8 @@
 
 import time
 
+import pytest
+
 from captioning.distributed.ranks import Ranks
 from captioning.distributed.watchdog import Watchdog
 from shards.storage import outages
@@ -29,6 +31,7 @@ def test_the_rank_behind_the_others_is_named_by_the_lowest(tmp_path, caplog):
     assert "its samples of that step: those of 2" in (tmp_path / "hang-rank-1.txt").read_text()
 
 
+@pytest.mark.slow
 def test_a_rank_that_moves_is_left_alone(tmp_path, caplog):
     dog = Watchdog(tmp_path, Ranks(0, 1), 2, lambda step: "")
     dog.start()
@@ -39,6 +42,7 @@ def test_a_rank_that_moves_is_left_alone(tmp_path, caplog):
     assert not list(tmp_path.iterdir()) and not caplog.records
 
 
+@pytest.mark.slow
 def test_a_rank_that_waits_for_storage_is_left_alone(tmp_path, caplog):
     dog = Watchdog(tmp_path, Ranks(0, 1), 2, lambda step: "")
     dog.start()
