@@ -77,13 +77,13 @@ class Clock:
         }
 
 
-def _stragglers(found: Stragglers) -> dict[str, float]:
+def _stragglers(stragglers: Stragglers) -> dict[str, float]:
     return {
-        "train/slowest_rank": float(found.slowest_rank),
-        "train/step_ms_slowest": 1e3 * found.slowest.step,
-        "train/step_ms_median": 1e3 * found.median.step,
-        "train/data_wait_ms_slowest": 1e3 * found.slowest.data_wait,
-        "train/data_wait_ms_median": 1e3 * found.median.data_wait,
+        "train/slowest_rank": float(stragglers.slowest_rank),
+        "train/step_ms_slowest": 1e3 * stragglers.slowest.step,
+        "train/step_ms_median": 1e3 * stragglers.median.step,
+        "train/data_wait_ms_slowest": 1e3 * stragglers.slowest.data_wait,
+        "train/data_wait_ms_median": 1e3 * stragglers.median.data_wait,
     }
 
 

@@ -74,12 +74,12 @@ def _tests(tests: list[dict[str, Any]]) -> str:
 
 
 def _grid(tests: list[dict[str, Any]]) -> str:
-    found = {(m["decoder"], m["precision"]): test for test in tests if (m := _OF_CELL.fullmatch(test["name"]))}
-    decoders, precisions = (list(dict.fromkeys(key[at] for key in found)) for at in (0, 1))
-    if not found:
+    cells = {(m["decoder"], m["precision"]): test for test in tests if (m := _OF_CELL.fullmatch(test["name"]))}
+    decoders, precisions = (list(dict.fromkeys(key[at] for key in cells)) for at in (0, 1))
+    if not cells:
         return ""
     rows = [
-        [decoder, *(found.get((decoder, precision), {"state": "–"})["state"] for precision in precisions)]
+        [decoder, *(cells.get((decoder, precision), {"state": "–"})["state"] for precision in precisions)]
         for decoder in decoders
     ]
     return table(("decoder", *precisions), rows)

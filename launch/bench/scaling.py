@@ -107,8 +107,8 @@ def _run(case: Case, world_size: int, steps: int) -> Measured:
         ranks = [processes.submit(_rank, case, rank, world_size, port, steps) for rank in range(world_size)]
         results = [rank.result() for rank in ranks]
     longest = max((measured for measured, _ in results), key=lambda measured: measured.seconds)
-    found = Stragglers.of([own for _, own in results])
-    return replace(longest, slowest_costs=found.slowest.step - found.median.step)
+    stragglers = Stragglers.of([own for _, own in results])
+    return replace(longest, slowest_costs=stragglers.slowest.step - stragglers.median.step)
 
 
 def _rank(case: Case, rank: int, world_size: int, port: int, steps: int) -> tuple[Measured, RankTimes]:

@@ -334,6 +334,8 @@ def test_compiled_stages_compute_the_same_and_stay_compiled(name, trainable):
     with torch.no_grad():
         expected = encoder(images())
     encoder.compile_stages(4, 5, backend=backend)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(images()), expected, rtol=1e-3, atol=1e-4)
     trained = 0 if trainable == "none" else 1
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         for again in range(3):
@@ -353,7 +355,6 @@ def test_compiled_stages_compute_the_same_and_stay_compiled(name, trainable):
     assert len(graphs) == first_round, "nothing is compiled twice"
     blocks_alike = len(encoder.stages) if name == "resnet18" else 3  # a ViT's middle blocks share a graph
     assert first_round <= 2 * blocks_alike + 2 * trained + live, graphs
-    assert expected.shape == (2, *expected.shape[1:])
 
 
 def test_filling_up_a_batch_changes_no_feature():
