@@ -33,16 +33,17 @@ class CaptionBatch:
     valid: Tensor | None = None
 
     def to(self, device: torch.device) -> "CaptionBatch":
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def owned(self) -> "CaptionBatch":
         """A copy outside the memory shared with the process that made it, where each tensor keeps a file open."""
-        return self._each(Tensor.clone)
+        return self.each(Tensor.clone)
 
     def pin_memory(self) -> "CaptionBatch":  # called by DataLoader
-        return self._each(Tensor.pin_memory)
+        return self.each(Tensor.pin_memory)
 
-    def _each(self, move: Callable[[Tensor], Tensor]) -> "CaptionBatch":
+    def each(self, move: Callable[[Tensor], Tensor]) -> "CaptionBatch":
+        """With every tensor moved."""
         valid = None if self.valid is None else move(self.valid)
         return replace(self, inputs=move(self.inputs), captions=self.captions.each(move), valid=valid)
 

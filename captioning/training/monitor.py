@@ -23,6 +23,7 @@ from captioning.data.collate import CaptionBatch
 from captioning.data.stored_features import stored_features
 from captioning.distributed.ranks import Ranks, cores_per_rank
 from captioning.distributed.stragglers import RankTimes, Stragglers
+from captioning.distributed.waits import Waits
 from captioning.evaluation import provenance
 from captioning.runs.patient_files import PatientFiles, PatientLog
 from captioning.runs.progress import Progress, is_quiet, progress
@@ -46,14 +47,17 @@ OF_SCORES = ("val/loss", "val/CIDEr", "val/BLEU-4")  # table of hyper-parameters
 
 
 class Clock:
-    """Images, captions and seconds since the last reading. ``waiting`` of the seconds were spent on data, ``idle`` on
-    waiting for other ranks."""
+    """Images, captions and seconds since the last reading, and in which of them the device waited: for ``data``, for
+    ``peers``, the other ranks, and ``for_gradients`` of theirs."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.data, self.peers = Waits(device), Waits(device)
         self.reset()
 
     def reset(self) -> None:
-        self.started, self.waiting, self.idle = time.perf_counter(), 0.0, 0.0
+        self.data.reset()
+        self.peers.reset()
+        self.started, self.for_gradients = time.perf_counter(), 0.0
         self.images, self.captions, self.steps = 0, 0, 0
 
     def count(self, micro_batches: list[CaptionBatch]) -> None:
@@ -65,12 +69,13 @@ class Clock:
     def reading(self, ranks: Ranks) -> dict[str, float]:
         """Rates of the whole job, taking the other ranks to have as many images as this one; this rank's waiting; and
         which rank is slow. Called on all ranks."""
+        waited, idle = self.data.seconds(), self.peers.seconds() + self.for_gradients
         seconds, steps = max(1e-9, time.perf_counter() - self.started), max(1, self.steps)
-        mine = RankTimes((seconds - self.idle) / steps, self.waiting / steps)
+        mine = RankTimes((seconds - idle) / steps, waited / steps)
         return {
             "train/images_per_s": self.images * ranks.world_size / seconds,
             "train/captions_per_s": self.captions * ranks.world_size / seconds,
-            "train/data_wait_fraction": self.waiting / seconds,
+            "train/data_wait_fraction": waited / seconds,
             "train/step_ms": 1e3 * seconds / steps,
             "train/peak_memory_gb": peak_memory() / 1e9,
             **(_stragglers(Stragglers.of(ranks.all_gather(mine))) if ranks.world_size > 1 else {}),

@@ -36,9 +36,20 @@ def build_optimizer(model: Captioner, config: OptimConfig) -> torch.optim.Optimi
             if mine:
                 groups.append({"params": mine, "weight_decay": decay, "name": name, "max_lr": lr})
     if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=config.decoder_lr, momentum=config.momentum, fused=True)
+        optimizer = torch.optim.SGD(groups, lr=config.decoder_lr, momentum=config.momentum, fused=True)
+        _begin_momentum(optimizer)
+        return optimizer
     kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.name]
     return kind(groups, lr=config.decoder_lr, fused=True)
+
+
+def _begin_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Momentum from zero where there is none yet, which gives the same updates as SGD's own beginning. That one takes
+    memory as it finds it, and a first step that is skipped, its gradient not being finite, would leave it so."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("momentum") else ():
+            if optimizer.state[parameter].get("momentum_buffer") is None:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _parts(model: Captioner, config: OptimConfig) -> Iterator[tuple[str, float, list[nn.Parameter]]]:
@@ -109,6 +120,6 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
     wanted = ("momentum_buffer",) if "momentum" in optimizer.param_groups[0] else ("exp_avg", "exp_avg_sq")
     for parameter, moments in optimizer.state.items():
         for name in wanted:
-            moment = moments[name]
-            if moment is not None and moment.shape != parameter.shape:
+            if (moment := moments[name]) is not None and moment.shape != parameter.shape:
                 raise ValueError(f"{name} has shape {list(moment.shape)}, its weights {list(parameter.shape)}")
+    _begin_momentum(optimizer)  # where a checkpoint has none: of a stage that was frozen yet

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from torch import nn
+from torch import Tensor, nn
 
 from captioning.config import Config
 from captioning.data.padded_captions import PaddedCaptions
@@ -69,6 +69,16 @@ class Replica:
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
         """Within, gradients are added up on this rank alone, unless it is the step's ``last`` micro-batch."""
         return nullcontext() if last else self.accelerator.no_sync(self.model)
+
+    def update(self, max_norm: float | None) -> Tensor:
+        """Clip the gradients to ``max_norm`` and update, unless they are not finite, which no kernel waits to hear: the
+        fused optimizers look themselves. All ranks have the same ones. Returns their norm before clipping, []."""
+        norm = self.accelerator.clip_grad_norm_(self.captioner.parameters(), max_norm or float("inf"))
+        if self.accelerator.scaler is None:  # it tells the optimizer in the same way
+            self.optimizer.optimizer.found_inf = (~norm.isfinite()).float()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm
 
     def share_buffers(self) -> None:
         """Rank 0's BatchNorm statistics to all, where they are used rather than collected: in evaluation, and for a

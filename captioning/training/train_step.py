@@ -1,4 +1,8 @@
-"""The optimizer step: every rank's micro-batches of one global step, forwards, backwards, and one update."""
+"""The optimizer step: every rank's micro-batches of one global step, forwards, backwards, and one update.
+
+``start`` gives the device all of its work and waits for nothing; ``finish`` asks how it went. In between the caller has
+the next step's samples read.
+"""
 
 import math
 from contextlib import AbstractContextManager, nullcontext
@@ -15,12 +19,26 @@ from captioning.distributed.ranks import Ranks
 from captioning.model.captioner import Captioner
 from captioning.model.encoders.batch_norm import eval_batch_norm
 from captioning.runs.checkpoint import Checkpoint
+from captioning.training.device_copies import DeviceCopies
 from captioning.training.ema import WeightAverage
 from captioning.training.objectives.objective import Objective, StepScope
 from captioning.training.optim import encoder_multiplier, load_optimizer, lr_multiplier, set_lrs
 from captioning.training.replica import Replica
 from shards.errors import InputError, listed
 from shards.hashing import key_of
+
+
+@dataclass(frozen=True)
+class StartedStep:
+    """A step whose numbers the device may still be computing: each micro-batch's loss [n], and the rest as in
+    StepResult."""
+
+    step: int
+    micro_batches: list[CaptionBatch]
+    losses: Tensor
+    sums: dict[str, Tensor]
+    gradient_norm: Tensor
+    lrs: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -56,6 +74,7 @@ class TrainStep:
         self.total_steps = total_steps
         self.lr_decays = 0  # plateaus that validation has found so far; the trainer says
         self.skipped_in_a_row: list[tuple[str, ...]] = []  # what each of them blamed
+        self._copies = DeviceCopies(accelerator.device)
         captioner.to(accelerator.device)
         # Before the replica freezes an encoder that is to be trained later: its weights are averaged too.
         self.average = WeightAverage(captioner, config.train.ema_decay) if config.train.ema_decay is not None else None
@@ -69,13 +88,11 @@ class TrainStep:
         return self.replica.optimizer
 
     def step(self, scope: StepScope, micro_batches: list[CaptionBatch]) -> StepResult:
-        """The optimizer step of ``scope`` on this rank's micro-batches.
+        """The optimizer step of ``scope`` on this rank's micro-batches: ``start`` and ``finish``."""
+        return self.finish(self.start(scope, micro_batches))
 
-        A step whose gradient is not finite, on whichever rank that began, changes nothing on any of them.
-
-        Raises:
-            InputError: after ``train.max_skipped_steps`` updates in a row without a finite gradient, naming samples.
-        """
+    def start(self, scope: StepScope, micro_batches: list[CaptionBatch]) -> StartedStep:
+        """All of the step's work for the device, the update too. It has to be finished before the next is started."""
         step = scope.step
         if 0 < step == self.config.encoder.unfreeze_at_step:
             self.replica.unfreeze()
@@ -89,17 +106,31 @@ class TrainStep:
         )
         self.replica.keep_statistics()
         losses, sums = self._backward(scope, micro_batches)
-        norm, finite = self._update()
+        norm = self.replica.update(optim.max_grad_norm)
+        return StartedStep(step, micro_batches, losses, sums, norm, lrs)
+
+    def finish(self, started: StartedStep) -> StepResult:
+        """Wait for the step. One whose gradient is not finite, on whichever rank that began, changes nothing on any.
+
+        Raises:
+            InputError: after ``train.max_skipped_steps`` updates in a row without a finite gradient, naming samples.
+        """
+        # The device is asked once: whatever it was given to do has to be done before it answers.
+        norm = float(started.gradient_norm)
         culprits: tuple[str, ...] = ()
-        if finite:
+        if finite := math.isfinite(norm):
             self.skipped_in_a_row = []
             if self.average is not None:
-                self.average.update(step)
+                self.average.update(started.step)
         else:
             self.replica.restore_statistics()
-            culprits = self._culprits(step, micro_batches, losses)
-            self._count_skipped(step, culprits)
-        return StepResult(sums, norm, lrs, not finite, culprits)
+            culprits = self._culprits(started)
+            self._count_skipped(started.step, culprits)
+        return StepResult(started.sums, norm, started.lrs, not finite, culprits)
+
+    def copy_ahead(self, micro_batches: list[CaptionBatch]) -> None:
+        """Copy the first of the next step's micro-batches to the device, beside what it computes."""
+        self._copies.begin(micro_batches[0])
 
     def scalars(self, scope: StepScope, result: StepResult) -> dict[str, float]:
         """The step in numbers, of all ranks together: called on each of them."""
@@ -115,11 +146,13 @@ class TrainStep:
         parts = []
         stored = self._without_statistics(micro_batches)
         for number, batch in enumerate(micro_batches):
-            last = number == len(micro_batches) - 1
+            moved, last = self._copies.take(batch), number == len(micro_batches) - 1
+            if not last:
+                self._copies.begin(micro_batches[number + 1])
             if stored[number]:
                 eval_batch_norm(self.captioner)
             with self.replica.accumulating(last):
-                losses = self.objective.losses(self.replica.model, batch.to(self.accelerator.device), scope)
+                losses = self.objective.losses(self.replica.model, moved, scope)
                 self.accelerator.backward(losses.loss)
             if stored[number]:
                 self.captioner.train()
@@ -137,23 +170,11 @@ class TrainStep:
             for empty in self.ranks.all_reduce_sum([float(not len(batch.captions)) for batch in micro_batches])
         ]
 
-    def _update(self) -> tuple[float, bool]:
-        """Clip and update, unless the gradient is not finite. All ranks see the same one: it is all-reduced."""
-        limit = self.config.optim.max_grad_norm or float("inf")
-        # The device is asked once: whatever it was given to do has to be done before it answers.
-        norm = float(self.accelerator.clip_grad_norm_(self.captioner.parameters(), limit))
-        finite = math.isfinite(norm)
-        if finite or self.accelerator.scaler is not None:
-            # fp16's scaler skips a step that overflowed by itself, and has to see it to lower its scale.
-            self.optimizer.step()
-        self.optimizer.zero_grad()
-        return norm, finite
-
-    def _culprits(self, step: int, micro_batches: list[CaptionBatch], losses: Tensor) -> tuple[str, ...]:
+    def _culprits(self, started: StartedStep) -> tuple[str, ...]:
         """The micro-batches of all ranks whose loss is not finite, by the keys of their samples."""
         mine = [
-            f"step {step + 1}, rank {self.ranks.rank}: {' '.join(batch.keys)}"
-            for batch, loss in zip(micro_batches, losses.tolist(), strict=True)
+            f"step {started.step + 1}, rank {self.ranks.rank}: {' '.join(batch.keys)}"
+            for batch, loss in zip(started.micro_batches, started.losses.tolist(), strict=True)
             if not math.isfinite(loss)
         ]
         return tuple(line for part in self.ranks.all_gather(mine) for line in part)

@@ -5,7 +5,6 @@ tokens of all ranks, and between two steps the ranks agree whether to stop.
 """
 
 import logging
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -27,8 +26,9 @@ from captioning.training.experiment import Experiment
 from captioning.training.final_scores import score_test_split
 from captioning.training.ledger import Ledger
 from captioning.training.monitor import Clock, Monitor, start_up_table
-from captioning.training.objectives import OBJECTIVES, StepScope, scope_alone
+from captioning.training.objectives import OBJECTIVES, StepScope
 from captioning.training.preparation import prepare_run
+from captioning.training.step_samples import StepSamples, agreed, own_samples
 from captioning.training.train_step import StepResult, TrainStep
 from captioning.training.unreadable import report_unreadable
 from captioning.training.validation import Validation
@@ -147,6 +147,7 @@ class Trainer:
         self.run, self.why = folder.path, ""
         self.batches = experiment.train_batches(config, ranks, pin_memory=accelerator.device.type == "cuda")
         self.total_steps = experiment.total_steps(config)
+        self.evaluate_every = config.evaluate.every_steps or experiment.steps_per_epoch(config)
         self.state = replace(experiment.state, world_size=ranks.world_size)
         captioner = experiment.build_model(config, ranks.is_main)
         objective = OBJECTIVES[config.train.objective].of(config, experiment)
@@ -171,7 +172,7 @@ class Trainer:
         self.validation = Validation(
             config, experiment, self.train_step, accelerator, ranks, stop, self.watchdog, self.monitor
         )
-        self.clock = Clock()
+        self.clock = Clock(accelerator.device)
 
     def fit(self) -> str:
         """Steps until the last, or until a stop signal reaches a rank; validates and saves on the way."""
@@ -208,12 +209,12 @@ class Trainer:
 
     def _fit(self) -> None:
         steps = self.batches.steps(self.state.step, self.total_steps)
-        evaluate_every = self.config.evaluate.every_steps or self.experiment.steps_per_epoch(self.config)
+        samples: StepSamples | None = None
         self.clock.reset()
         self.watchdog.start()
         while True:
             # Before the first step too: a run stopped while it validated does that first when it is continued.
-            if self._is_time(evaluate_every) and self.state.evaluated_step < self.state.step:
+            if self._is_time(self.evaluate_every) and self.state.evaluated_step < self.state.step:
                 self.state = self.validation(self.state)
                 self.clock.reset()
             if self._is_time(self.config.checkpoint.every_steps) or self.state.best_step == self.state.step:
@@ -223,58 +224,56 @@ class Trainer:
             if why := why_stop_early(self.state, self.config.evaluate):
                 self.why = f", {why}"
                 return
-            self._at("reading its samples")
-            micro_batches, scope, unreadable = self._read(steps)
-            first = self.experiment.step_range(self.state.step, self.config)[1] == 0
-            so_far = int(unreadable) + (0 if first else self.state.epoch_unreadable)
-            self.state = replace(self.state, epoch_unreadable=so_far)
-            if unreadable:
-                report_unreadable(
-                    micro_batches, so_far, len(self.experiment.train), self.config, self.ranks, self.monitor
-                )
-            self._at("computing the update")
-            self.train_step.lr_decays = self.state.lr_decays
-            result = self.train_step.step(scope, micro_batches)
-            self._advance(micro_batches, result)
-            if self.ranks.is_main and self.state.step == self.monitor.first_step + 1:  # the optimizer has a state now
-                self.saver.make_room(*self.train_step.saved_state())
-            self.monitor.step(self.state.step, self._scalars(scope, result) if scope.detailed else None)
+            samples = self._take_step(samples or self._read(steps, self.state.step), steps)
 
-    def _read(self, steps: Iterator[list[CaptionBatch]]) -> tuple[list[CaptionBatch], StepScope, float]:
-        """The rank's micro-batches of the next step; that step's scope, and its unreadable samples on all ranks.
+    def _take_step(self, samples: StepSamples, steps: Iterator[list[CaptionBatch]]) -> StepSamples | None:
+        """The next step. While the device computes it, the samples of the one after it are read, and returned: unless
+        the run validates, saves or ends before that, which may take long, and signals come."""
+        scope = self._begin(samples)
+        self._at("computing the update")
+        self.train_step.lr_decays = self.state.lr_decays
+        started, then = self.train_step.start(scope, samples.micro_batches), self.state.step + 1
+        pauses = self._is_time(self.evaluate_every, then) or self._is_time(self.config.checkpoint.every_steps, then)
+        ahead = None if pauses else self._read(steps, then)
+        if ahead is not None and ahead.error is None:
+            self.train_step.copy_ahead(ahead.micro_batches)
+        self._at("computing the update")
+        result = self.train_step.finish(started)
+        self._advance(samples.micro_batches, result)
+        if self.ranks.is_main and self.state.step == self.monitor.first_step + 1:  # the optimizer has a state now
+            self.saver.make_room(*self.train_step.saved_state())
+        self.monitor.step(self.state.step, self._scalars(scope, result) if scope.detailed else None)
+        return ahead
+
+    def _read(self, steps: Iterator[list[CaptionBatch]], step: int) -> StepSamples:
+        """The samples of optimizer step ``step`` (from 0), the next that ``steps`` gives."""
+        self._at("reading its samples", step)
+        own = own_samples(steps, self.clock)
+        self._at("waiting for the other ranks to have read theirs", step)
+        return agreed(*own, self.ranks, self.stop, self.clock)
+
+    def _begin(self, samples: StepSamples) -> StepScope:
+        """The scope of the step over ``samples``, whose unreadable ones are reported.
 
         Raises:
             StoppedError: on every rank, when one was told to stop.
-            InputError: on every rank, when one cannot read its samples.
+            InputError: on every rank, when one cannot read its samples, or too many are unreadable.
         """
-        micro_batches: list[CaptionBatch] = []
-        objection, asked = None, time.perf_counter()
-        try:
-            micro_batches = next(steps)
-        except InputError as error:
-            objection = str(error)
-        self.clock.waiting += time.perf_counter() - asked
-        self._at("waiting for the other ranks to have read theirs")
-        mine = scope_alone(self.state.step, micro_batches)
-        lone = float(
-            sum(len(batch.keys) == 1 for batch in micro_batches)
-        )  # normalised by stored statistics, see Captioner
-        counts = [mine.images, mine.targets, sum(len(b.unreadable) for b in micro_batches), lone]
-        flags = [objection is not None, self.stop.received is not None]
-        asked = time.perf_counter()
-        images, targets, unreadable, lone, failed, stopping = self.ranks.all_reduce_sum([*counts, *flags])
-        self.clock.idle += time.perf_counter() - asked
-        if failed:
-            raise InputError(next(filter(None, self.ranks.all_gather(objection))))
-        if stopping:
-            raise stopped_by(self.ranks.all_gather(self.stop.received))
-        if lone:
+        if samples.error is not None:
+            raise samples.error
+        if samples.lone:
             self.train_step.replica.share_buffers()  # else a resumed run, which has rank 0's alone, would differ
+        first = self.experiment.step_range(self.state.step, self.config)[1] == 0
+        so_far = int(samples.unreadable) + (0 if first else self.state.epoch_unreadable)
+        self.state = replace(self.state, epoch_unreadable=so_far)
+        if samples.unreadable:
+            total = len(self.experiment.train)
+            report_unreadable(samples.micro_batches, so_far, total, self.config, self.ranks, self.monitor)
         logging = self._is_time(self.config.monitor.log_every_steps, self.state.step + 1)
-        return micro_batches, StepScope(self.state.step, images, targets, self.ranks.world_size, logging), unreadable
+        return samples.scope(self.state.step, self.ranks.world_size, logging)
 
-    def _at(self, what: str) -> None:
-        self.watchdog.at(self.state.step + 1, what)
+    def _at(self, what: str, step: int | None = None) -> None:
+        self.watchdog.at((self.state.step if step is None else step) + 1, what)
 
     def _is_time(self, every_steps: int, step: int | None = None) -> bool:
         step = self.state.step if step is None else step
@@ -292,7 +291,7 @@ class Trainer:
         if self.ledger:
             self.ledger.write(micro_batches)
         self.clock.count(micro_batches)
-        self.clock.idle += gradient_wait(self.train_step.replica.model)
+        self.clock.for_gradients += gradient_wait(self.train_step.replica.model)
         if result.skipped:
             self.monitor.say(f"step {self.state.step}: the gradient is not finite; the update is skipped")
             if result.culprits:
