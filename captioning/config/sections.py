@@ -217,7 +217,7 @@ class TrainConfig:
         None, "keep an average of the weights that forgets at this rate, and caption with it", at_least=0, below=1
     )
     sync_batch_norm: bool = setting(False, "BatchNorm over the micro-batches of all ranks; GPUs only")
-    compile: bool = setting(False, "torch.compile the encoder's stages")
+    compile: bool = setting(False, "torch.compile the encoder's stages and additive attention")
     tf32: bool = setting(
         True, "on GPUs: float32 products, convolutions and recurrences alike, with factors rounded to TF32"
     )

@@ -1,6 +1,7 @@
 """Encoder, projection and decoder as one model."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from captioning.config import Config
 from captioning.data.padded_captions import PaddedCaptions
 from captioning.model.decoders import DECODERS
+from captioning.model.decoders.looking import AdditiveAttention
 from captioning.model.decoders.protocol import Decoder
 from captioning.model.encoders import Encoder, build_encoder
 from captioning.model.encoders.batch_norm import eval_batch_norm
@@ -36,6 +38,14 @@ class Captioner(nn.Module):
             size = width
         self.decoder: Decoder = kind(config.decoder, size, vocabulary_size)
         self.to(memory_format=torch.channels_last)
+
+    def compile_parts(self, training_batch: int, evaluation_batch: int, **options: Any) -> None:
+        """torch.compile, with its ``options``: the encoder's stages for these numbers of images, and the attention over
+        places of a decoder that walks through captions. Its shapes change with every word: its graphs are dynamic."""
+        self.encoder.compile_stages(training_batch, evaluation_batch, **options)
+        for module in self.modules():
+            if isinstance(module, AdditiveAttention):
+                module.compile(**options)
 
     def encode(self, inputs: Tensor, valid: Tensor | None = None) -> Features:
         """Pixels uint8 [B, 3, S, S], or features that an encoder gave before, [B, D] or [B, P, D] of any floating type

@@ -25,6 +25,7 @@ from captioning.distributed.ranks import Ranks, cores_per_rank
 from captioning.distributed.stragglers import RankTimes, Stragglers
 from captioning.distributed.waits import Waits
 from captioning.evaluation import provenance
+from captioning.model.decoders.looking import AdditiveAttention
 from captioning.runs.patient_files import PatientFiles, PatientLog
 from captioning.runs.progress import Progress, is_quiet, progress
 from captioning.training.event_file import EventWriter
@@ -322,9 +323,13 @@ def _precision(config: Config, device: torch.device) -> str:
     return f"{config.precision}, float32{tf32}" if config.precision != "no" else f"float32{tf32}"
 
 
-def _compiled(config: Config, world_size: int) -> str:
+def _compiled(config: Config, world_size: int, model: nn.Module) -> str:
     batch = largest_micro_batch(config.train.global_batch_size, world_size, config.train.micro_batch_size)
-    return f"each stage of the encoder, for {batch} images, to validate {config.evaluate.batch_size}; it starts slowly"
+    attention = "; attention" if any(isinstance(module, AdditiveAttention) for module in model.modules()) else ""
+    return (
+        f"each stage of the encoder, for {batch} images, to validate {config.evaluate.batch_size}{attention}; "
+        "it starts slowly"
+    )
 
 
 def start_up_table(
@@ -346,7 +351,7 @@ def start_up_table(
         f"{len(experiment.vocabulary):,} words",
         "model": f"{config.encoder.name} and {config.decoder.name}, "
         f"{trained:.2f} M parameters trained, {frozen:.2f} M frozen",
-        **({"compiled": _compiled(config, batches.world_size)} if config.train.compile else {}),
+        **({"compiled": _compiled(config, batches.world_size, model)} if config.train.compile else {}),
         "steps": f"{experiment.total_steps(config):,}, {experiment.steps_per_epoch(config):,} an epoch, "
         f"{experiment.state.step:,} done",
     }

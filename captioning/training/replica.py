@@ -31,7 +31,7 @@ class Replica:
             nn.SyncBatchNorm.convert_sync_batchnorm(captioner)
         if config.train.compile:
             batch = largest_micro_batch(config.train.global_batch_size, ranks.world_size, config.train.micro_batch_size)
-            captioner.encoder.compile_stages(batch, config.evaluate.batch_size)
+            captioner.compile_parts(batch, config.evaluate.batch_size)
         if first_step <= config.encoder.unfreeze_at_step > 0:
             # Until that step begins; the optimizer passes over what has no gradient.
             captioner.encoder.train_from("none")
