@@ -12,8 +12,6 @@ def impossible(config: Config) -> list[str]:
     mistakes += _unfitting_self_critical(config.self_critical) + _unfitting_schedule(config)
     if config.train.scheduled_sampling and config.train.objective != "cross_entropy":
         mistakes.append("train.scheduled_sampling: only train.objective=cross_entropy reads captions of people")
-    if config.train.objective == "self_critical" and config.data.tokenizer not in ("words", "whitespace"):
-        mistakes.append("train.objective: self_critical rewards words; data.tokenizer must be words or whitespace")
     if config.evaluate.patience is not None and config.data.val is None:
         mistakes.append("evaluate.patience: needs data.val, a validation split to watch")
     if config.data.crop_mode == "crop" and config.data.resize_size < config.data.image_size:

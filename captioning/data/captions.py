@@ -71,7 +71,7 @@ def encode(
     if vocabulary is not None and _is_up_to_date(folder, _about(index, vocabulary, max_words)):
         return vocabulary
     if vocabulary is None:
-        by = kind_of(tokenizer).train(_captions(index), vocabulary_size, threshold)
+        by = kind_of(tokenizer).train(captions_of(index), vocabulary_size, threshold)
     else:
         by = vocabulary.tokenizer
     numbers: dict[str, int] = {}
@@ -100,10 +100,16 @@ def encode(
     return vocabulary
 
 
-def _captions(index: Index) -> Iterator[str]:
+def captions_of(index: Index) -> Iterator[str]:
+    """Every caption of a split, in its order, a shard in memory at a time."""
     for shard in index.shards:
         for text in read_texts(shard):
             yield from text.captions
+
+
+def hash_of_captions(index: Index) -> str:
+    """Of the caption files beside its shards, in order: the same tars can have others."""
+    return hashlib.sha256("\n".join(shard.sidecars[-1] for shard in index.shards).encode()).hexdigest()
 
 
 def _write(folder: Path, arrays: tuple[np.ndarray, ...]) -> None:
@@ -118,8 +124,7 @@ def _write(folder: Path, arrays: tuple[np.ndarray, ...]) -> None:
 
 def _about(index: Index, vocabulary: Vocabulary, max_words: int) -> dict[str, object]:
     """What the arrays are made of: the data and the very caption files of its shards, in order."""
-    files = hashlib.sha256("\n".join(shard.sidecars[-1] for shard in index.shards).encode()).hexdigest()
-    about = {"fingerprint": index.fingerprint, "captions": files, "max_words": max_words}
+    about = {"fingerprint": index.fingerprint, "captions": hash_of_captions(index), "max_words": max_words}
     return {**about, "vocabulary": vocabulary.to_json()}
 
 

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from captioning.metrics.ngrams import Tokens
-from captioning.metrics.ptb import CHARACTERS, TOKENIZER, characters_for_scoring, words_for_scoring
+from captioning.metrics.ptb import CUTS, tokenizer_for
 from shards import index as shard_index
 from shards import sources
 from shards.errors import InputError, listed
 from shards.files import parse_json
 from shards.index import Index
-from shards.scripts import is_spaceless
 
 ImageId = int | str
 
@@ -42,11 +41,11 @@ class ScoredCaptions:
 
     @cached_property
     def tokenizer(self) -> str:
-        """What its words are cut by: characters where the references are in scripts that set no spaces."""
-        return CHARACTERS if is_spaceless(text for known in self.references for text in known.captions) else TOKENIZER
+        """What its words are cut by; the references choose it, since a model could choose its scores."""
+        return tokenizer_for(text for known in self.references for text in known.captions)
 
     def words(self, caption: str) -> Tokens:
-        return characters_for_scoring(caption) if self.tokenizer == CHARACTERS else words_for_scoring(caption)
+        return CUTS[self.tokenizer](caption)
 
     @cached_property
     def candidate_words(self) -> list[Tokens]:

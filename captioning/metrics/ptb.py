@@ -7,10 +7,12 @@ https://nlp.stanford.edu/software/tokenizer.html), found by asking it. tests/uni
 import html
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 
 import regex
+
+from shards.scripts import is_spaceless
 
 TOKENIZER = "PTB rules in Python"
 CHARACTERS = "characters, words of other scripts by PTB rules in Python"  # for languages that set no spaces
@@ -160,3 +162,19 @@ def characters_for_scoring(caption: str) -> list[str]:
     for word in words_for_scoring(caption):
         found += [word] if word.isascii() else [part for part in regex.findall(r"\X", word) if part[0].isalnum()]
     return found
+
+
+CUTS: dict[str, Callable[[str], list[str]]] = {TOKENIZER: words_for_scoring, CHARACTERS: characters_for_scoring}
+
+
+def tokenizer_for(references: Iterable[str]) -> str:
+    """What of ``CUTS`` captions are scored by: characters where the references are in scripts that set no spaces."""
+    return CHARACTERS if is_spaceless(references) else TOKENIZER
+
+
+def pieces(caption: str) -> list[str]:
+    """A caption in parts whose words, one after the other, are the caption's by any of ``CUTS``.
+
+    The rules look past a space only after a full stop ("No. 5"), which may hide in an entity ("&#46;").
+    """
+    return [caption] if "&" in caption or caption.find(".", 0, -1) >= 0 else caption.split(" ")

@@ -155,9 +155,14 @@ def save(references: References, folder: Path, about: dict[str, object]) -> None
 def is_saved(folder: Path, about: dict[str, object]) -> bool:
     """Whether ``folder`` holds what ``save`` wrote with this ``about``."""
     try:
-        return json.loads((folder / "about.json").read_text(encoding="utf-8")) == about
+        return about_saved(folder) == about
     except (OSError, ValueError):
         return False
+
+
+def about_saved(folder: Path) -> dict[str, Any]:
+    """The ``about`` that ``save`` wrote."""
+    return json.loads((folder / "about.json").read_text(encoding="utf-8"))
 
 
 def load(folder: Path) -> References:

@@ -1,25 +1,28 @@
 """The reward of self-critical training: CIDEr of sampled captions, on word numbers, many captions at a time.
 
-Which words count: those that evaluation scores, Penn Treebank words without punctuation (ptb.py), of references and of
-samples, so that the reward is the metric. A sample is token ids of the training vocabulary; each id's words are looked
-up in a table made once (``token_words``). Punctuation has no words: it is neither rewarded nor punished. <end> is one
-word more, of references and of samples that ended by themselves: without it a caption that breaks off in "on a" shares
-as many n-grams with the references as one that goes on, and self-critical training finds that out
-(Rennie et al., https://arxiv.org/abs/1612.00563; CIDEr: Vedantam et al., https://arxiv.org/abs/1411.5726).
+Which words count: those that evaluation scores, Penn Treebank words or characters without punctuation (ptb.py), of
+references and of samples, so that the reward is the metric. A sample is token ids of the training vocabulary. Where
+tokens are words, each id's are looked up in a table made once (``token_words``); where they are characters or parts of
+words, the ids become a text again, which is cut as evaluation cuts it (``CaptionWords``). Punctuation has no words: it
+is neither rewarded nor punished. <end> is one word more, of references and of samples that ended by themselves: without
+it a caption that breaks off in "on a" shares as many n-grams with the references as one that goes on, and self-critical
+training finds that out (Rennie et al., https://arxiv.org/abs/1612.00563; CIDEr: Vedantam et al.,
+https://arxiv.org/abs/1411.5726).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
 from captioning.metrics.bleu import bleu_of_sums
 from captioning.metrics.ngrams import Floats, Integers
-from captioning.metrics.ptb import words_for_scoring
+from captioning.metrics.ptb import pieces, words_for_scoring
 from captioning.metrics.references import END_WORD, ORDERS, References, child_keys, ranges
 
 _SIGMA = 6.0  # of CIDEr's penalty on a difference in length, in words
+_PIECES = 1 << 16  # of captions, whose words are kept in memory: some 10 MB
 
 
 @dataclass(frozen=True)
@@ -70,19 +73,50 @@ class TokenWords:
         )
 
 
-def token_words(vocabulary: Sequence[str], references: References, special: int) -> TokenWords:
-    """The words of every token of a vocabulary whose tokens are words or punctuation, the first ``special`` none.
+def token_words(
+    vocabulary: Sequence[str],
+    references: References,
+    special: int,
+    cut: Callable[[str], Sequence[str]] = words_for_scoring,
+) -> TokenWords:
+    """The words, by ``cut``, of every token of a vocabulary whose tokens are words or punctuation, the first
+    ``special`` none.
 
     Words that no reference has get numbers of their own.
     """
     numbers = {word: number for number, word in enumerate(references.words)}
     numbered: list[list[int]] = [
-        [numbers.setdefault(word, len(numbers)) for word in (words_for_scoring(token) if i >= special else ())]
+        [numbers.setdefault(word, len(numbers)) for word in (cut(token) if i >= special else ())]
         for i, token in enumerate(vocabulary)
     ]
     counts = np.array([len(words) for words in numbered], dtype=np.int64)
     flat = np.array([number for words in numbered for number in words], dtype=np.int64)
     return TokenWords(flat, np.cumsum(counts) - counts, counts)
+
+
+class CaptionWords:
+    """The words of captions whatever their tokens are: ``decode`` makes a text of token ids, ``cut`` words of a text or
+    of one of its ``pieces``."""
+
+    def __init__(
+        self, decode: Callable[[Sequence[int]], str], references: References, cut: Callable[[str], Sequence[str]]
+    ):
+        self._decode, self._cut = decode, lru_cache(_PIECES)(cut)
+        self._numbers = {word: number for number, word in enumerate(references.words)}
+
+    def of(self, token_ids: Integers, lengths: Integers) -> Words:
+        """Words of captions given as token ids [N, T], each row's first ``lengths`` [N].
+
+        Words that no reference has get numbers of their own, at every call anew: models make up ever more of them.
+        """
+        known, unseen, numbers, counts = self._numbers, dict[str, int](), list[int](), list[int]()
+        for ids, length in zip(token_ids.tolist(), lengths.tolist(), strict=True):
+            words = [word for piece in pieces(self._decode(ids[:length])) for word in self._cut(piece)]
+            for word in words:
+                number = known.get(word)
+                numbers.append(unseen.setdefault(word, len(known) + len(unseen)) if number is None else number)
+            counts.append(len(words))
+        return Words(np.array(numbers, dtype=np.int64), np.array(counts, dtype=np.int64))
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,15 @@
 """The rewards of self-critical training: captions a second on one core beside pycocoevalcap's CIDEr, and the share of
 a training step that is spent on them.
 
-Samples are references in which a quarter of the words were exchanged, five an image. Without --captions the references
-are those of drawn scenes, whose few words make n-grams that most images share.
+Samples are references in which a quarter of the words were exchanged, five an image; "from ids" adds to the counting of
+n-grams what finds the words of token ids. Without --captions the references are those of drawn scenes, whose few words
+make n-grams that most images share.
 """
 
 import argparse
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,15 +17,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from captioning.data import vocabulary as vocab
+from captioning.data.tokenizer import TOKENIZERS
 from captioning.data.vocabulary import SPECIAL
 from captioning.distributed.ranks import init_distributed
 from captioning.evaluation.results import read_references
 from captioning.metrics import references as counted
-from captioning.metrics.ptb import words_for_scoring
+from captioning.metrics.ngrams import Integers
+from captioning.metrics.ptb import CHARACTERS, CUTS, tokenizer_for
 from captioning.metrics.references import END_WORD, References
 from captioning.metrics.reward import Reward, Words, token_words
 from captioning.model.captioner import Captioner
 from captioning.training.objectives import SelfCritical, scope_alone
+from captioning.training.objectives.self_critical import sample_words
 from captioning.training.train_step import TrainStep
 from launch.bench.cases import Case, add_case_arguments, alone, cases, noise_batch
 from launch.bench.table import Cell, Table
@@ -33,6 +39,7 @@ from shards.sources import scenes
 ON_GPU = ["resnet101:none:attention:bf16", "resnet101:none:transformer:bf16"]
 ON_CPU = ["resnet18:none:attention:no", "resnet18:none:transformer:no"]
 SAMPLES, IMAGES = 5, 64  # captions an image, images rewarded at once
+FROM_IDS = ["words", "bpe", "characters"]  # of these tokenizers
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,24 +49,24 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(arguments: argparse.Namespace) -> list[Table]:
-    words = _references(arguments.captions, arguments.images)
+    texts = _texts(arguments.captions, arguments.images)
+    by = tokenizer_for(caption for captions in texts for caption in captions)
+    words = [[CUTS[by](caption) for caption in captions] for captions in texts]
     references = counted.count(words)
     shown = arguments.captions or "drawn scenes"
     step = Table(f"Self-critical step, {arguments.batch_size} images, {SAMPLES} captions each", STEP_COLUMNS)
     step.rows = [alone(_share, case, references, arguments.rounds) for case in cases(arguments)]
     step.notes = ["rewards: words looked up, n-grams counted, CIDEr, and the signs of degenerate captions"]
-    return [_rates(words, references, f"{shown}, {len(words):,} images", arguments.rounds), step]
+    return [_rates(words, references, by, f"{shown}, {len(words):,} images", arguments.rounds), step]
 
 
-def _references(path: Path | None, images: int) -> list[list[list[str]]]:
+def _texts(path: Path | None, images: int) -> list[tuple[str, ...]]:
     if path is None:
-        texts = [tuple(scenes.captions(scenes.scene(0, "train", i))) for i in range(images)]
-    else:
-        texts = [reference.captions for reference in list(read_references(path).values())[:images]]
-    return [[words_for_scoring(caption) for caption in captions] for captions in texts]
+        return [tuple(scenes.captions(scenes.scene(0, "train", i))) for i in range(images)]
+    return [reference.captions for reference in list(read_references(path).values())[:images]]
 
 
-def _rates(words: list[list[list[str]]], references: References, title: str, rounds: int) -> Table:
+def _rates(words: list[list[list[str]]], references: References, by: str, title: str, rounds: int) -> Table:
     samples = _samples(words)
     numbers = {word: number for number, word in enumerate(references.words)}
     batches = []
@@ -74,6 +81,9 @@ def _rates(words: list[list[list[str]]], references: References, title: str, rou
         return lambda: sum(len(reward.of(*batch)) for batch in batches)
 
     runners = {"ours, CIDEr": ours(Reward(references)), "ours, CIDEr and BLEU-4": ours(Reward(references, 1.0, 1.0))}
+    spoken = [("" if by == CHARACTERS else " ").join(caption) for drawn in samples for caption in drawn]
+    for name in FROM_IDS:
+        runners[f"ours, CIDEr, from ids of {name}"] = _from_ids(name, spoken, references, by)
     theirs = _pycocoevalcap(samples, words)
     if theirs is not None:
         runners["pycocoevalcap, CIDEr"] = theirs
@@ -84,6 +94,26 @@ def _rates(words: list[list[list[str]]], references: References, title: str, rou
     ]
     note = "pycocoevalcap: its n-grams and document frequencies were counted before; a caption an image at a time"
     return Table(f"Rewards on one core, {title}", RATE_COLUMNS, rows, [note])
+
+
+def _from_ids(name: str, spoken: list[str], references: References, by: str) -> Callable[[], int]:
+    tokenizer = TOKENIZERS[name].train(spoken, None, 1)
+    tokens = [tokenizer.tokenize(caption) for caption in spoken]
+    vocabulary = vocab.build(Counter(token for caption in tokens for token in caption), 1, None, tokenizer)
+    found, reward, batches = sample_words(vocabulary, references, CUTS[by]), Reward(references), []
+    for first in range(0, len(tokens), IMAGES * SAMPLES):
+        of_batch = tokens[first : first + IMAGES * SAMPLES]
+        lengths = np.array(list(map(len, of_batch)))
+        ids = np.zeros((len(of_batch), lengths.max()), dtype=np.int64)
+        for row, caption in zip(ids, of_batch, strict=True):
+            row[: len(caption)] = [vocabulary.ids[token] for token in caption]
+        batches.append((ids, lengths, np.arange(first, first + len(of_batch)) // SAMPLES))
+
+    def rewarded(ids: Integers, lengths: Integers, images: Integers) -> int:
+        words = found.of(ids, lengths).with_end(np.ones(len(images), dtype=bool))
+        return len(reward.of(words, images))
+
+    return lambda: sum(rewarded(*batch) for batch in batches)
 
 
 def _samples(words: list[list[list[str]]]) -> list[list[list[str]]]:

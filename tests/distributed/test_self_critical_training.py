@@ -1,6 +1,8 @@
-"""Self-critical runs as people start them: any cut of the batch, killed and continued, from another run's weights."""
+"""Self-critical runs as people start them: any cut of the batch, killed and continued, from another run's weights, by
+any tokenizer."""
 
 import json
+import math
 import shutil
 import signal
 from pathlib import Path
@@ -11,17 +13,32 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from captioning import config as configuration
 from captioning.data import vocabulary as vocab
+from captioning.data.captions import captions_of
+from captioning.data.tokenizer import TOKENIZERS
+from captioning.data.vocabulary import Vocabulary
 from captioning.metrics import references
+from captioning.metrics.ptb import CHARACTERS, TOKENIZER
 from captioning.runs import checkpoint
 from captioning.runs.run_folder import RunFolder
 from captioning.training.preparation import prepare
 from captioning.training.reference_counts import count_references
 from shards import index as shard_index
+from shards import sources
 from shards.errors import InputError
-from tests.conftest import UNTRAINED_WORDS, settings, train_command, untrained_run, with_one_broken_image
+from shards.packing.packer import Settings, pack
+from tests.conftest import (
+    UNTRAINED_WORDS,
+    settings,
+    train_command,
+    untrained_run,
+    with_one_broken_image,
+    write_coco,
+)
 from tests.distributed.test_train_step import run_config
 from tests.distributed.test_training import SAME, assert_same_bits, distance, killed_at, parameters, trained
 from tests.processes import in_processes
+from tests.scripts import captions_in
+from tests.system.test_pack import jpeg
 
 SELF_CRITICAL = {
     "train__objective": "self_critical",
@@ -83,6 +100,31 @@ def test_sigkill_and_the_same_command_end_bit_identical(scene_shards, first_stag
     shutil.rmtree(begun)
     in_processes(2, run_config, overrides, empty_config)
     assert_same_bits(run, whole, 5)
+
+
+@pytest.fixture
+def chinese_shards(tmp_path) -> Path:
+    captions = [caption.replace(" ", "") for caption in captions_in("Chinese", 24)]
+    images = write_coco(tmp_path / "coco", {f"{n}.jpg": captions[2 * n : 2 * n + 2] for n in range(12)}, jpeg())
+    pack(sources.coco(*images), "train", tmp_path / "shards", Settings())
+    return tmp_path / "shards"
+
+
+@pytest.mark.parametrize(("tokenizer", "by"), [("bpe", TOKENIZER), ("characters", CHARACTERS)])
+def test_captions_of_characters_and_parts_of_words_are_rewarded(request, tmp_path, empty_config, tokenizer, by):
+    """From a vocabulary of few tokens, so that some of what is said is rewarded."""
+    shards = request.getfixturevalue("chinese_shards" if tokenizer == "characters" else "scene_shards")
+    known = TOKENIZERS[tokenizer].train(captions_of(shard_index.load(shards / "train.json")), 80, 1)
+    tokens = known.tokenize("一只黑狗在海边玩" if tokenizer == "characters" else "a red star")
+    few = Vocabulary((*vocab.SPECIAL, *dict.fromkeys(tokens)), known)
+    changes = {"decoder__name": "lstm", "encoder__grid_size": "null", "data__tokenizer": tokenizer}
+    begun = untrained_run(tmp_path / "begun", 1, few, **changes, encoder__trainable="none")
+    changes |= {**SELF_CRITICAL, "init_from": begun, "train__total_steps": 3}
+    run_config(settings(shards, tmp_path / "run", **changes), empty_config)
+    assert references.about_saved(tmp_path / "run" / "encoded-references")["tokenizer"] == by
+    found = curves(tmp_path / "run")
+    assert len(found["train/objective"]) == 3 and all(map(math.isfinite, found["train/objective"]))
+    assert min(found["train/reward"]) > 0 and min(found["train/gradient_norm"]) > 0
 
 
 def prepared(overrides: list[str], config: Path):

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -10,11 +11,13 @@ from pycocoevalcap.cider.cider import Cider
 
 from captioning.data import vocabulary as vocab
 from captioning.data.tokenizer import TOKENIZERS
+from captioning.evaluation.results import Reference, ScoredCaptions
 from captioning.metrics import references as counted
-from captioning.metrics.ptb import words_for_scoring
+from captioning.metrics.ptb import CHARACTERS, CUTS, TOKENIZER, tokenizer_for, words_for_scoring
 from captioning.metrics.references import References
-from captioning.metrics.reward import Reward, TokenWords, Words, token_words
+from captioning.metrics.reward import CaptionWords, Reward, TokenWords, Words, token_words
 from tests.conftest import coco_references
+from tests.scripts import captions_in
 from tests.unit.test_metrics import WORDS, as_theirs, corpus
 
 
@@ -126,6 +129,43 @@ def test_a_tokens_words_are_those_that_evaluation_scores():
     assert sum(a == b for a, b in zip(found, said, strict=True)) > 0.995 * len(texts)
     assert sum(a == words_for_scoring(b) for a, b in zip(found, texts, strict=True)) > 0.99 * len(texts)
     assert spelled(table, [[vocab.PAD, vocab.START, vocab.UNK, vocabulary.ids["."]]], ours.words) == [[]]
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "language", "by"),
+    [("bpe", "Turkish", TOKENIZER), ("characters", "Chinese", CHARACTERS), ("characters", "French", TOKENIZER)],
+)
+@pytest.mark.parametrize("with_end", [True, False])
+def test_captions_of_any_tokens_get_what_the_evaluation_says_of_their_texts(tokenizer, language, by, with_end):
+    """pycocoevalcap's CIDEr and BLEU-4 of the decoded captions, as the evaluation cuts them. Captions are references
+    broken off, in which tokens were exchanged, among them for one of no reference."""
+    texts = captions_in(language, 240)
+    texts = [text.replace(" ", "") for text in texts] if language == "Chinese" else texts
+    known = TOKENIZERS[tokenizer].train(texts, 200, 1)
+    counts = Counter(token for text in [*texts, "Ł犬"] for token in known.tokenize(text))
+    vocabulary, rng = vocab.build(counts, 1, None, known), random.Random(0)
+    references = tuple(Reference(tuple(texts[4 * i : 4 * i + 4])) for i in range(60))
+
+    def drawn(text: str) -> list[int]:
+        ids = [vocabulary.ids[token] for token in known.tokenize(text)][: rng.randint(0, 40)]
+        return [i if rng.random() < 0.9 else rng.randrange(len(vocab.SPECIAL), len(vocabulary)) for i in ids]
+
+    ids = [drawn(reference.captions[0]) for reference in references]
+    said = ScoredCaptions(tuple(range(60)), tuple(map(vocabulary.decode, ids)), references)
+    assert said.tokenizer == by == tokenizer_for(texts)
+    ours = counted.count(said.reference_words, with_end)
+    assert len({word for words in said.candidate_words for word in words} - set(ours.words)) > 0
+    found, padded = CaptionWords(vocabulary.decode, ours, CUTS[by]), np.zeros((60, 41), dtype=np.int64)
+    for row, caption in zip(padded, ids, strict=True):
+        row[: len(caption)] = caption
+    cider, bleu = theirs(said.candidate_words, said.reference_words, with_end)
+    assert cider.max() > 1
+    lengths = np.array([len(caption) for caption in ids])
+    for rows in (np.arange(60), np.arange(60)[::-1][:7], np.arange(0)):
+        words = found.of(padded[rows], lengths[rows])
+        words = words.with_end(np.ones(len(rows), dtype=bool)) if with_end else words
+        rewards = Reward(ours, 1, 2).of(words, rows)
+        np.testing.assert_allclose(rewards, cider[rows] + 2 * bleu[rows], rtol=0, atol=1e-9)
 
 
 def spelled(table: TokenWords, captions: list[list[int]], words) -> list[list[str]]:

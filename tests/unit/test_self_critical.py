@@ -11,15 +11,17 @@ from torch import nn
 
 from captioning.data.collate import CaptionBatch, pad_captions
 from captioning.data.padded_captions import PaddedCaptions
-from captioning.data.vocabulary import END, SPECIAL
+from captioning.data.tokenizer import TOKENIZERS
+from captioning.data.vocabulary import END, SPECIAL, Vocabulary
 from captioning.metrics import references as counted
+from captioning.metrics.ptb import CUTS, tokenizer_for
 from captioning.metrics.reward import Reward, token_words
 from captioning.model.decoders.lstm import LstmDecoder
 from captioning.model.decoders.recurrence import Lstm
 from captioning.model.features import Features
 from captioning.model.sampling import Samples, policy
 from captioning.training.objectives import OBJECTIVES, CrossEntropy, SelfCritical, StepScope, self_critical
-from captioning.training.objectives.self_critical import advantages, policy_loss
+from captioning.training.objectives.self_critical import advantages, policy_loss, sample_words
 from tests.unit.test_draws import varied
 from tests.unit.test_model import KINDS, tiny_decoder
 from tests.unit.test_search import pictures, word_bias
@@ -255,6 +257,24 @@ def test_half_precision_logits_give_single_precision_losses(dtype):
     assert loss.dtype == log_probabilities.dtype == torch.float32
     expected, _ = policy_loss(logits.to(dtype).float(), captions, advantage, 1, 1)
     assert float(loss.detach()) == float(expected)
+
+
+@pytest.mark.parametrize("captions", [("Two dogs, a red one.", "A ball isn't red"), ("两只 黑狗，", "一只 猫 跑")])
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+def test_the_words_of_samples_are_those_of_the_captions_they_become(tokenizer, captions):
+    """By every tokenizer, in languages with spaces and without."""
+    cut = CUTS[tokenizer_for(captions)]
+    known = TOKENIZERS[tokenizer].train(captions, 60, 1)
+    vocabulary = Vocabulary(
+        (*SPECIAL, *dict.fromkeys(token for text in captions for token in known.tokenize(text))), known
+    )
+    ours = counted.count([[cut(caption)] for caption in captions])
+    ids = [[vocabulary.ids[token] for token in known.tokenize(caption)] for caption in captions]
+    padded = np.array([row + [0] * (60 - len(row)) for row in ids])
+    found = sample_words(vocabulary, ours, cut).of(padded, np.array([len(row) for row in ids]))
+    expected = [cut(vocabulary.decode(row)) for row in ids]
+    assert [ours.words[number] for number in found.numbers] == [word for words in expected for word in words]
+    assert found.lengths.tolist() == [len(words) for words in expected]
 
 
 def test_a_step_of_self_critical_training_raises_the_reward():

@@ -5,7 +5,7 @@ https://arxiv.org/abs/2003.09971 (it is the mean reward of the image's other sam
 gradient of the mean expected reward over the step's images.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from captioning.config import Config
 from captioning.data.collate import CaptionBatch
 from captioning.data.padded_captions import PaddedCaptions
-from captioning.data.vocabulary import SPECIAL
+from captioning.data.tokenizer import Whitespace, Words
+from captioning.data.vocabulary import SPECIAL, Vocabulary
 from captioning.metrics.degenerate import distinct_captions, ends_badly, repeats
-from captioning.metrics.references import load
-from captioning.metrics.reward import Reward, TokenWords, token_words
+from captioning.metrics.ptb import CUTS
+from captioning.metrics.references import References, about_saved, load
+from captioning.metrics.reward import CaptionWords, Reward, TokenWords, token_words
 from captioning.model.decoders.protocol import Decoder
 from captioning.model.draws import caption_keys
 from captioning.model.features import Features
@@ -72,6 +74,15 @@ def policy_loss(
     return loss, log_probabilities.detach()
 
 
+def sample_words(
+    vocabulary: Vocabulary, references: References, cut: Callable[[str], Sequence[str]]
+) -> TokenWords | CaptionWords:
+    """What finds the words, by ``cut``, of captions drawn as ids of this vocabulary."""
+    if isinstance(vocabulary.tokenizer, Words | Whitespace):
+        return token_words(vocabulary.words, references, len(SPECIAL), cut)
+    return CaptionWords(vocabulary.decode, references, cut)
+
+
 @dataclass(frozen=True)
 class _Sampler:
     """Called by the model with its decoder and the features it just computed: captions for the teacher-forced pass."""
@@ -101,7 +112,7 @@ class SelfCritical:
     needs_references: ClassVar[bool] = True
 
     reward: Reward
-    token_words: TokenWords
+    sample_words: TokenWords | CaptionWords
     seed: int
     max_words: int
     samples: int = 5
@@ -115,8 +126,9 @@ class SelfCritical:
         assert experiment.references is not None, "prepare counts what needs_references"
         references = load(experiment.references)
         reward = Reward(references, asked.cider_weight, asked.bleu4_weight)
+        cut = CUTS[about_saved(experiment.references)["tokenizer"]]
         return cls(
-            reward, token_words(experiment.vocabulary.words, references, len(SPECIAL)), config.seed,
+            reward, sample_words(experiment.vocabulary, references, cut), config.seed,
             config.data.max_words, asked.samples, asked.baseline == "greedy", asked.end_is_a_word, asked.cross_entropy,
         )  # fmt: skip
 
@@ -150,7 +162,7 @@ class SelfCritical:
     def _rewards(self, drawn: Samples, images: np.ndarray) -> tuple[Tensor, dict[str, Tensor]]:
         """Rewards float64 [B, K or K + 1], and what tells how the K samples go wrong."""
         per_image = drawn.token_ids.shape[1]
-        words = self.token_words.of(drawn.token_ids.flatten(0, 1).numpy(), drawn.lengths.flatten().numpy())
+        words = self.sample_words.of(drawn.token_ids.flatten(0, 1).numpy(), drawn.lengths.flatten().numpy())
         of_image = images.repeat(per_image)
         rewarded = words.with_end(drawn.ended.flatten().numpy()) if self.end_is_a_word else words
         rewards = torch.from_numpy(self.reward.of(rewarded, of_image)).view(-1, per_image)
