@@ -170,11 +170,3 @@ CUTS: dict[str, Callable[[str], list[str]]] = {TOKENIZER: words_for_scoring, CHA
 def tokenizer_for(references: Iterable[str]) -> str:
     """What of ``CUTS`` captions are scored by: characters where the references are in scripts that set no spaces."""
     return CHARACTERS if is_spaceless(references) else TOKENIZER
-
-
-def pieces(caption: str) -> list[str]:
-    """A caption in parts whose words, one after the other, are the caption's by any of ``CUTS``.
-
-    The rules look past a space only after a full stop ("No. 5"), which may hide in an entity ("&#46;").
-    """
-    return [caption] if "&" in caption or caption.find(".", 0, -1) >= 0 else caption.split(" ")

@@ -12,17 +12,16 @@ https://arxiv.org/abs/1411.5726).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
 
 from captioning.metrics.bleu import bleu_of_sums
 from captioning.metrics.ngrams import Floats, Integers
-from captioning.metrics.ptb import pieces, words_for_scoring
+from captioning.metrics.ptb import words_for_scoring
 from captioning.metrics.references import END_WORD, ORDERS, References, child_keys, ranges
 
 _SIGMA = 6.0  # of CIDEr's penalty on a difference in length, in words
-_PIECES = 1 << 16  # of captions, whose words are kept in memory: some 10 MB
 
 
 @dataclass(frozen=True)
@@ -95,13 +94,12 @@ def token_words(
 
 
 class CaptionWords:
-    """The words of captions whatever their tokens are: ``decode`` makes a text of token ids, ``cut`` words of a text or
-    of one of its ``pieces``."""
+    """The words of captions whatever their tokens are: ``decode`` makes a text of ids, and ``cut`` words of that."""
 
     def __init__(
         self, decode: Callable[[Sequence[int]], str], references: References, cut: Callable[[str], Sequence[str]]
     ):
-        self._decode, self._cut = decode, lru_cache(_PIECES)(cut)
+        self._decode, self._cut = decode, cut
         self._numbers = {word: number for number, word in enumerate(references.words)}
 
     def of(self, token_ids: Integers, lengths: Integers) -> Words:
@@ -111,7 +109,7 @@ class CaptionWords:
         """
         known, unseen, numbers, counts = self._numbers, dict[str, int](), list[int](), list[int]()
         for ids, length in zip(token_ids.tolist(), lengths.tolist(), strict=True):
-            words = [word for piece in pieces(self._decode(ids[:length])) for word in self._cut(piece)]
+            words = self._cut(self._decode(ids[:length]))
             for word in words:
                 number = known.get(word)
                 numbers.append(unseen.setdefault(word, len(known) + len(unseen)) if number is None else number)

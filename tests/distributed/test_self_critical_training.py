@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,9 @@ def chinese_shards(tmp_path) -> Path:
     return tmp_path / "shards"
 
 
-@pytest.mark.parametrize(("tokenizer", "by"), [("bpe", TOKENIZER), ("characters", CHARACTERS)])
+@pytest.mark.parametrize(
+    ("tokenizer", "by"), [("bpe", TOKENIZER), ("characters", CHARACTERS)], ids=["bpe", "characters"]
+)
 def test_captions_of_characters_and_parts_of_words_are_rewarded(request, tmp_path, empty_config, tokenizer, by):
     """From a vocabulary of few tokens, so that some of what is said is rewarded."""
     shards = request.getfixturevalue("chinese_shards" if tokenizer == "characters" else "scene_shards")
@@ -149,6 +152,10 @@ def test_a_new_run_has_the_others_weights_and_vocabulary(scene_shards, first_sta
     before = about.stat().st_mtime_ns
     count_references(experiment.train, experiment.references, True, lambda done, total: None)
     assert about.stat().st_mtime_ns == before, "counted once"
+    shards = [replace(shard, sidecars=(*shard.sidecars[:-1], "0" * 64)) for shard in experiment.train.shards]
+    with pytest.raises(InputError, match=r"captions\.json"):  # read again, and not what the index says
+        other = replace(experiment.train, shards=tuple(shards))
+        count_references(other, experiment.references, True, lambda done, total: None)
     with pytest.raises(InputError, match=r"init_from: .*\n.*\n?.*another run=FOLDER"):
         prepared([*overrides, "init_from=null"], empty_config)
 

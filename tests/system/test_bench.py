@@ -143,7 +143,9 @@ def test_the_rewards_benchmark_runs_on_drawn_scenes(tmp_path):
     done = run_command(module("launch.bench", "reward", *case, "--images", "20", "--json", tmp_path / "bench.json"))
     assert done.returncode == 0, done.stderr
     rates, step = json.loads((tmp_path / "bench.json").read_text())["tables"]
-    assert [row[0] for row in rates["rows"]] == ["ours, CIDEr", "ours, CIDEr and BLEU-4", "pycocoevalcap, CIDEr"]
+    named = [row[0] for row in rates["rows"]]
+    assert named[:2] == ["ours, CIDEr", "ours, CIDEr and BLEU-4"] and named[-1] == "pycocoevalcap, CIDEr"
+    assert named[2:-1] == [f"ours, CIDEr, from ids of {name}" for name in ("words", "bpe", "characters")]
     assert step["rows"][0][1] > step["rows"][0][2] > 0, "rewards are part of the step"
 
 

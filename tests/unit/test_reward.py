@@ -134,6 +134,7 @@ def test_a_tokens_words_are_those_that_evaluation_scores():
 @pytest.mark.parametrize(
     ("tokenizer", "language", "by"),
     [("bpe", "Turkish", TOKENIZER), ("characters", "Chinese", CHARACTERS), ("characters", "French", TOKENIZER)],
+    ids=["Turkish", "Chinese", "French"],
 )
 @pytest.mark.parametrize("with_end", [True, False])
 def test_captions_of_any_tokens_get_what_the_evaluation_says_of_their_texts(tokenizer, language, by, with_end):
