@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from captioning.data.collate import CaptionBatch
+from captioning.distributed.waits import Waits
 from captioning.runs.run_folder import RunFolder
 from captioning.training.experiment import Experiment
 from captioning.training.objectives import scope_alone
@@ -59,12 +60,12 @@ def measure(arguments: argparse.Namespace) -> list[Table]:
 
 @dataclass
 class Turn:
-    """A runner: ``step`` makes one update and returns its captions. Seconds: ``waited`` for data in all its steps,
-    and of the timed steps."""
+    """A runner: ``step`` makes one update and returns its captions. Of the timed steps, seconds: all, and those in
+    which the device waited for data."""
 
     step: Callable[[], int]
     captions_per_image: float
-    waited: float = 0.0
+    waits: Waits
     timed_waiting: float = 0.0
     timed: float = 0.0
 
@@ -97,10 +98,11 @@ def _steps(turn: Turn, count: int) -> Callable[[], int]:
 
 def _timed_steps(turn: Turn, count: int) -> Callable[[], int]:
     def work() -> int:
-        start, waited = time.perf_counter(), turn.waited
+        turn.waits.reset()
+        start = time.perf_counter()
         captions = sum(turn.step() for _ in range(count))
         turn.timed += time.perf_counter() - start
-        turn.timed_waiting += turn.waited - waited
+        turn.timed_waiting += turn.waits.seconds()
         return captions
 
     return work
@@ -118,21 +120,28 @@ def _contenders(case: Case, index: Index, images: list[tuple[Path, str]], run: P
     per_image = sum(len(b.captions) for step in ready for b in step) / sum(
         len(b.inputs) for step in ready for b in step
     )
-    ours = Turn(lambda: 0, per_image)
-    ours.step = lambda: _our_step(train_step, streamed, ours)
-    synthetic = Turn(lambda: 0, per_image)
-    repeated = itertools.cycle(ready)
-    synthetic.step = lambda: _our_step(train_step, repeated, synthetic)
-    baseline = _baseline(case, experiment, images, device, workers)
-    return {"from shards": ours, "synthetic": synthetic, "baseline script": Turn(baseline, 1.0)}
+    baseline = Turn(_baseline(case, experiment, images, device, workers), 1.0, Waits(device))
+    return {
+        "from shards": _our_turn(train_step, streamed, per_image),
+        "synthetic": _our_turn(train_step, itertools.cycle(ready), per_image),
+        "baseline script": baseline,
+    }
 
 
-def _our_step(train_step: TrainStep, steps: Iterator[list[CaptionBatch]], turn: Turn) -> int:
-    asked = time.perf_counter()
-    micro_batches = next(steps)
-    turn.waited += time.perf_counter() - asked
-    train_step.step(scope_alone(0, micro_batches), micro_batches)
-    return sum(len(batch.captions) for batch in micro_batches)
+def _our_turn(train_step: TrainStep, steps: Iterator[list[CaptionBatch]], captions_per_image: float) -> Turn:
+    """As the trainer goes: the next batch is read and copied while the device computes."""
+    waits, ahead = Waits(train_step.accelerator.device), [next(steps)]
+
+    def step() -> int:
+        micro_batches = ahead.pop()
+        started = train_step.start(scope_alone(0, micro_batches), micro_batches)
+        with waits():
+            ahead.append(next(steps))
+        train_step.copy_ahead(ahead[0])
+        train_step.finish(started)
+        return sum(len(batch.captions) for batch in micro_batches)
+
+    return Turn(step, captions_per_image, waits)
 
 
 def _baseline(
