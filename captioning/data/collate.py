@@ -19,8 +19,8 @@ class CaptionBatch:
     """One micro-batch: B images, each once, and their N captions. Unreadable samples are listed, and in no tensor.
 
     ``inputs`` are pixels uint8 [B, 3, S, S], or stored features, floating, [B, D] or [B, P, D]; the model encodes
-    either. ``valid`` says what of them is the image: of pixels int32 [B, 4] (see View), of features which places there
-    are, bool [B, P]; None: all. Shapes of ``captions``: see there.
+    either. ``valid`` says what of them is the image: see ``Captioner.encode``; None: all. Shapes of ``captions``: see
+    there.
     """
 
     step: int

@@ -30,7 +30,7 @@ class Buffer(Protocol):
 
     @property
     def valid(self) -> Tensor | None:
-        """What of them is the image: of pixels int32 [B, 4], of features bool [B, P]; None: all."""
+        """What of them is the image: see ``Captioner.encode``; None: all."""
 
 
 class Inputs(Protocol):
@@ -85,12 +85,12 @@ class FeatureInputs:
     def for_evaluation(self, sample: Sample) -> np.ndarray:
         return read_features(sample.image_bytes, self.stored)
 
-    def buffer(self, most: int) -> "FeatureBuffer":
-        return FeatureBuffer(self.stored)
+    def buffer(self, most: int) -> "FeatureBuffer | PaddedGridBuffer":
+        return PaddedGridBuffer(self.stored) if self.stored.padded else FeatureBuffer(self.stored)
 
 
 def read_features(data: bytes, stored: StoredFeatures) -> np.ndarray:
-    """The array in a .npy file: [D] or [P, D], over the file's own bytes.
+    """The array in a .npy file: [D], [P, D] or [h, w, D], over the file's own bytes.
 
     Raises:
         UnreadableImageError: when it is no such file, or not of this form.
@@ -99,7 +99,7 @@ def read_features(data: bytes, stored: StoredFeatures) -> np.ndarray:
         array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise UnreadableImageError(f"no .npy file ({error})") from error
-    dimensions = 1 if stored.form == "pooled" else 2
+    dimensions = 1 if stored.form == "pooled" else 3 if stored.padded else 2
     if array.ndim != dimensions or array.shape[-1] != stored.size or array.dtype != stored.dtype or not array.size:
         raise UnreadableImageError(
             f"features {array.dtype} {list(array.shape)}, not {stored.dtype} {stored.form} of {stored.size}"
@@ -166,6 +166,49 @@ class FeatureBuffer:
         if self._stored.form == "pooled" or len(places.unique()) < 2:
             return None
         return torch.arange(int(places.max())) < places.unsqueeze(1)
+
+
+class PaddedGridBuffer:
+    """Grids [h, w, D] of padded images, each put back to where it was in the square of the longest side: the middle, as
+    the image was in the pixels."""
+
+    def __init__(self, stored: StoredFeatures):
+        self._stored = stored
+        self._grids: list[np.ndarray] = []
+
+    def add(self, grid: np.ndarray) -> None:
+        """One more."""
+        self._grids.append(grid)
+
+    @property
+    def inputs(self) -> Tensor:
+        """[B, P, D], as stored; padding is zero."""
+        shape = (len(self._grids), self._side, self._side, self._stored.size)
+        batch = _empty(shape, getattr(torch, self._stored.dtype))
+        into = batch.zero_().numpy()
+        for square, grid in zip(into, self._grids, strict=True):
+            _middle(square, grid)[...] = grid
+        return batch.flatten(1, 2)
+
+    @property
+    def valid(self) -> Tensor:
+        """bool [B, side, side]"""
+        squares = np.zeros((len(self._grids), self._side, self._side), dtype=bool)
+        for square, grid in zip(squares, self._grids, strict=True):
+            _middle(square, grid)[...] = True
+        return torch.from_numpy(squares)
+
+    @property
+    def _side(self) -> int:
+        return max((max(grid.shape[:2]) for grid in self._grids), default=1)
+
+
+def _middle(square: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """The part of a square [S, S, ..] in which a grid [h, w, ..] was. An odd pixel of padding comes after the image, so
+    there is never a place more before it than after it, at most one fewer."""
+    height, width = grid.shape[:2]
+    top, left = (len(square) - height) // 2, (len(square) - width) // 2
+    return square[top : top + height, left : left + width]
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -19,7 +19,8 @@ DTYPES = ("float16", "float32")
 
 @dataclass(frozen=True)
 class StoredFeatures:
-    """Features of each image: ``pooled`` [D] or ``grid`` [P, D], in files KEY.npy, of N views KEY.0.npy and so on."""
+    """Features of each image: ``pooled`` [D] or ``grid`` [P, D], in files KEY.npy, of N views KEY.0.npy and so on. Of
+    padded images' grids the places with image in them, [h, w, D]: the larger of h and w is the square grid's side."""
 
     encoder: str  # encoder.name
     weights_sha256: str | None  # of the encoder's weights; None: others' features, of an encoder that is not here
@@ -36,6 +37,11 @@ class StoredFeatures:
     def view_of(self, seed: int, epoch: int, sample: int) -> int:
         """Which view training sees: each image begins at a random one and has seen all of them after as many epochs."""
         return (key_of("view", seed, sample) + epoch) % self.views
+
+    @property
+    def padded(self) -> bool:
+        """Whether they are grids [h, w, D] of padded images."""
+        return self.form == "grid" and self.preprocessing.get("crop_mode") == "pad"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

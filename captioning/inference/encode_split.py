@@ -8,6 +8,7 @@ the rest.
 
 import io
 import json
+import math
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -51,21 +52,24 @@ class FrozenEncoder:
     device: torch.device
 
     @torch.inference_mode()
-    def __call__(self, images: Tensor, dtype: str) -> np.ndarray:
-        """uint8 [B, 3, S, S] -> [B, D] or [B, P, D].
+    def __call__(self, images: Tensor, valid: Tensor | None, dtype: str) -> list[np.ndarray]:
+        """uint8 [B, 3, S, S], and where in them the images are (see ``Captioner.encode``) -> each image's [D] or
+        [P, D]; of a padded one's grid, the h rows and w columns that show any of it, [h, w, D].
 
         Raises:
             InputError: when a feature is no finite number of this type.
         """
+        where = None if valid is None else valid.to(self.device)
         grid_size = self.config.encoder.grid_size
-        features = encoder_features(self.encoder, images.to(self.device), self.pooled, grid_size).grid
+        seen = encoder_features(self.encoder, images.to(self.device), self.pooled, grid_size, where)
+        features = seen.grid
         stored = features.float().cpu().to(getattr(torch, dtype))
         if not bool(stored.isfinite().all()):
             raise InputError(
                 f"A feature of this encoder is no finite {dtype} number (the largest that are: "
                 f"{float(features.float().abs().max()):.3g}). Try --dtype float32; weights that diverged stay so."
             )
-        return stored.numpy()
+        return list(stored.numpy()) if seen.mask is None else _unpadded(stored, seen.mask.cpu())
 
 
 @dataclass(frozen=True)
@@ -115,11 +119,6 @@ def encode_split(
 
 def _made_by(index: Index, model: FrozenEncoder, how: Encoding) -> dict[str, Any]:
     """What tells one encoding of a split from another; as JSON gives it back."""
-    if model.config.data.crop_mode == "pad":
-        raise InputError(
-            "data.crop_mode=pad: which places of an image are padding is not stored with features. Encode with "
-            "crop_mode=squash or crop, or train from pixels."
-        )
     config, preprocessing = model.config, asdict(preprocessing_of(model.config))
     stored = StoredFeatures(
         encoder=config.encoder.name,
@@ -183,7 +182,7 @@ class _Work:
                 skipped += unreadable
         return samples, skipped
 
-    def _batches(self, start: int, stop: int) -> Iterator[tuple[list[int], dict[str, np.ndarray], list[dict]]]:
+    def _batches(self, start: int, stop: int) -> Iterator[tuple[list[int], dict[str, list[np.ndarray]], list[dict]]]:
         """Each batch's readable samples, their features by the ending of their file, and the unreadable ones."""
         how = self.how
         plain = EvaluationBatches(self.index, preprocessing_of(self.model.config))
@@ -197,7 +196,8 @@ class _Work:
                 rows = [row for row, sample in enumerate(batch.samples) if sample in kept]
                 ending = "npy" if how.views == 1 else f"{number:0{width}d}.npy"
                 if rows:
-                    views[ending] = self.model(batch.inputs[rows], how.dtype)
+                    valid = None if batch.valid is None else batch.valid[rows]
+                    views[ending] = self.model(batch.inputs[rows], valid, how.dtype)
             yield numbers, views, [{"image": one.key, "reason": one.reason} for one in unreadable.values()]
 
     def _read(self, plain: EvaluationBatches, start: int, stop: int) -> Iterator[Any]:
@@ -230,6 +230,15 @@ def _grouped(batches: Iterator[Any], size: int) -> Iterator[list[Any]]:
         if len(group) == size:
             yield group
             group = []
+
+
+def _unpadded(grids: Tensor, masks: Tensor) -> list[np.ndarray]:
+    """Square grids [B, P, D] with masks bool [B, P], each of a rectangle -> the rectangles' places [h, w, D]."""
+    side = math.isqrt(masks.shape[1])
+    cut = []
+    for grid, mask in zip(grids.unflatten(1, (side, side)), masks.unflatten(1, (side, side)), strict=True):
+        cut.append(grid[mask.any(dim=1)][:, mask.any(dim=0)].numpy())
+    return cut
 
 
 def _npy(array: np.ndarray) -> bytes:

@@ -52,10 +52,12 @@ class Captioner(nn.Module):
         -> what the decoder looks at: vectors [B, E] for the LSTM, else a grid [B, P, D].
 
         ``valid`` says what is part of the image: of pixels int [B, 4], where in them it is (left, top, right, bottom),
-        of features bool [B, P], which places there are; None: all. Other places are masked out, and left out of means.
+        of features which places there are, bool [B, P], or [B, side, side] of square grids; None: all. Other places
+        are masked out, and left out of means.
         """
         if inputs.is_floating_point():
-            stored = Features(inputs.float(), valid, square=valid is None)
+            mask = None if valid is None else valid.flatten(1)
+            stored = Features(inputs.float(), mask, square=valid is None or valid.dim() == 3)
             if self.decoder.uses_grid:
                 return stored
             return Features(self.projection(stored.mean() if inputs.dim() == 3 else stored.grid))

@@ -44,7 +44,7 @@ class Features:
 def valid_places(valid: Tensor, rows: int, columns: int, image_size: int) -> Tensor:
     """Which places of a grid over images of ``image_size`` pixels show any of the image: bool [B, rows, columns], from
     where it is in the pixels, ``valid`` int [B, 4] (left, top, right, bottom)."""
-    left, top, right, bottom = (valid * 1.0).unbind(1)
+    left, top, right, bottom = valid.unbind(1)
     by_row = _covered(top, bottom, rows, image_size)
     by_column = _covered(left, right, columns, image_size)
     return by_row.unsqueeze(2) & by_column.unsqueeze(1)
@@ -60,5 +60,5 @@ def masked_mean(grid: Tensor, valid: Tensor | None, image_size: int) -> Tensor:
 
 def _covered(start: Tensor, stop: Tensor, places: int, image_size: int) -> Tensor:
     """bool [B, places]: whether a place along one side overlaps [start, stop)."""
-    edges = torch.arange(places + 1, device=start.device) * (image_size / places)
-    return (edges[:-1] < stop.unsqueeze(1)) & (edges[1:] > start.unsqueeze(1))
+    edges = torch.arange(places + 1, device=start.device) * image_size  # times ``places``: exact, as fractions are not
+    return (edges[:-1] < places * stop.unsqueeze(1)) & (edges[1:] > places * start.unsqueeze(1))

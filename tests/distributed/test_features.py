@@ -29,15 +29,22 @@ from captioning.model.encoder_identity import first_encoder
 from captioning.model.search import SearchOptions
 from captioning.training.trainer import train
 from shards import index as shard_index
+from shards import sources
 from shards.errors import InputError
 from shards.index import Index
+from shards.packing.packer import Settings, pack
 from shards.reader import read_samples
+from shards.sources import rich_scenes, scenes
 from tests.conftest import settings, with_one_broken_image
 from tests.distributed.test_training import SAME, distance, parameters
 from tests.processes import in_processes
 
 # The smallest frozen run: a random encoder that its seed draws.
 FROZEN = {"encoder__trainable": "none", "train__total_steps": 12, "checkpoint__every_steps": 12}
+
+# Pictures of 3 : 2 lack a row or column of 8 x 8 places at each side of them.
+PADDED = {"data__crop_mode": "pad", "data__image_size": 64, "encoder__last_stage": "layer2"}
+LAYERED = {"decoder__encoder_layers": 1, "decoder__num_heads": 2}  # of a Transformer
 
 ALONE, GREEDY = Ranks(0, 1), SearchOptions()
 
@@ -61,6 +68,16 @@ def files_in(folder: Path) -> dict[str, bytes]:
 def run_of(config: Config) -> Path:
     train(config, StopSignals())
     return Path(config.run)
+
+
+@pytest.fixture(scope="module")
+def wide_shards(tmp_path_factory) -> Path:
+    """As ``scene_shards``, of wide and tall pictures."""
+    folder = tmp_path_factory.mktemp("wide")
+    for split, count in (("train", 24), ("val", 10)):
+        drawn = scenes.write(folder / "drawn", split, count, 0, rich_scenes.scene, rich_scenes.captions)
+        pack(sources.coco(*drawn), split, folder / "shards", Settings())
+    return folder / "shards"
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +122,22 @@ def encode_in_a_rank(shards: Path, out: Path, config: Config, how: dict) -> None
     accelerator, ranks = init_distributed("no")
     encoded(shards, out, config, ranks=ranks, **how)
     accelerator.end_training()
+
+
+def test_of_padded_images_what_shows_them_is_stored_and_batched_as_of_pixels(wide_shards, tmp_path, empty_config):
+    """A rectangle of places each, which a batch has where the padded pixels have it, with the same mask."""
+    config = config_of(wide_shards, tmp_path, empty_config, decoder__name="attention", **PADDED)
+    features = encoded(wide_shards, tmp_path / "out", config, "val", dtype="float32")
+    shapes = {np.load(io.BytesIO(sample.image_bytes)).shape for sample in read_samples(features, range(len(features)))}
+    assert shapes == {(8, 6, 128), (6, 8, 128)}
+    images = shard_index.load(wide_shards / "val.json")
+    pixels, stored = (EvaluationBatches(index, preprocessing_of(config))[0, 8] for index in (images, features))
+    model = Captioner(config, 9).eval()
+    model.encoder.load_state_dict(first_encoder(config).state_dict())
+    seen, read = model.encode(pixels.inputs, pixels.valid), model.encode(stored.inputs, stored.valid)
+    assert seen.mask is not None and torch.equal(seen.mask, read.mask) and not seen.mask.all() and read.square
+    torch.testing.assert_close(read.grid[read.mask], seen.grid[seen.mask])
+    assert not read.grid[~read.mask].any()
 
 
 def test_any_number_of_processes_writes_the_same_bytes(scene_shards, tmp_path, empty_config):
@@ -181,20 +214,30 @@ def test_each_view_is_an_epochs_crop_and_training_takes_turns(scene_shards, tmp_
     assert np.array_equal(views[0], views[3]), "the same sample in the same epoch, for whoever asks"
 
 
-@pytest.mark.parametrize("decoder", ["lstm", "attention"])
-def test_training_from_features_is_training_from_pixels(scene_shards, features, tmp_path, empty_config, decoder):
+@pytest.mark.parametrize(
+    ("decoder", "seen"),
+    [
+        ("lstm", {}),
+        ("attention", {"encoder__grid_size": 3}),
+        ("lstm", PADDED),
+        ("attention", PADDED),
+        ("transformer", PADDED | LAYERED),
+    ],
+)
+def test_training_from_features_is_training_from_pixels(
+    scene_shards, wide_shards, features, tmp_path, empty_config, decoder, seen
+):
     """float32, plain views, no augmentation: the same parameters to rounding, and the same samples in the ledger."""
-    changes = {"decoder__name": decoder, "data__val": scene_shards / "val.json", "evaluate__every_steps": 12}
+    images = wide_shards if PADDED.items() <= seen.items() else scene_shards
+    changes = {"decoder__name": decoder, "data__val": images / "val.json", "evaluate__every_steps": 12, **seen}
     folder = features
-    if decoder == "attention":
-        changes["encoder__grid_size"] = 3
-        folder, image_size = tmp_path / "grid", {"data__image_size": 32}
-        config = config_of(scene_shards, tmp_path / "x", empty_config, **changes | image_size)
-        encoded(scene_shards, folder, config, dtype="float32")
-    start = config_of(scene_shards, tmp_path / "start", empty_config, **changes | {"train__total_steps": 1})
+    if seen:
+        folder = tmp_path / "encoded"
+        encoded(images, folder, config_of(images, tmp_path / "x", empty_config, **changes), dtype="float32")
+    start = config_of(images, tmp_path / "start", empty_config, **changes | {"train__total_steps": 1})
     runs = [
         run_of(config_of(place, tmp_path / f"run-{number}", empty_config, **changes))
-        for number, place in enumerate((scene_shards, folder))
+        for number, place in enumerate((images, folder))
     ]
     pixels, stored = (parameters(run, 12) for run in runs)
     assert distance(stored, pixels, parameters(run_of(start), 1)) < SAME["none"]
@@ -206,18 +249,34 @@ def test_training_from_features_is_training_from_pixels(scene_shards, features, 
     assert forced[0] == pytest.approx(forced[1], rel=1e-3) and scores[0] == pytest.approx(scores[1], abs=1e-2)
 
 
+@pytest.mark.parametrize(
+    "padded",
+    [{}, PADDED | LAYERED | {"decoder__name": "transformer", "decoder__embedding_size": 16}],
+    ids=["crop", "pad"],
+)
 def test_a_run_from_features_captions_raw_images_as_it_captions_features(
-    scene_shards, features, tmp_path, empty_config
+    scene_shards, wide_shards, features, tmp_path, empty_config, padded
 ):
     """The checkpoint holds the encoder: raw images and their features give the same captions and loss."""
-    changes = {"data__val": features / "val.json", "train__total_steps": 6, "decoder__embedding_size": 32}
+    images_of = wide_shards if padded else scene_shards
+    if padded:
+        features = tmp_path / "encoded"
+        for split in ("train", "val"):
+            encoded(
+                images_of,
+                features,
+                config_of(images_of, tmp_path / "x", empty_config, **padded),
+                split,
+                dtype="float32",
+            )
+    changes = {"data__val": features / "val.json", "train__total_steps": 6, "decoder__embedding_size": 32, **padded}
     run = run_of(config_of(features, tmp_path / "run", empty_config, **changes))
     predictor = Predictor.from_checkpoint(run, "latest", "cpu")
-    both = [caption_run(predictor, run, str(folder / "val.json"), ALONE, GREEDY) for folder in (features, scene_shards)]
+    both = [caption_run(predictor, run, str(folder / "val.json"), ALONE, GREEDY) for folder in (features, images_of)]
     assert both[0].captions.captions == both[1].captions.captions
     losses = [one.about["teacher_forcing"]["loss"] for one in both]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    images = shard_index.load(scene_shards / "val.json")
+    images = shard_index.load(images_of / "val.json")
     raw = [sample.image_bytes for sample in read_samples(images, range(len(images)))]
     assert [caption.text for caption in predictor.caption(raw)] == list(both[0].captions.captions)
 
@@ -277,7 +336,6 @@ def pack_given(folder: Path, captions: Path, out: Path, *more: str) -> Index:
     """``captioning pack features``, in this process."""
     from launch.cli import pack_arguments
     from launch.pack import _named
-    from shards.packing.packer import Settings, pack
 
     line = ["features", "--features", folder, "--captions", captions, "--split", "train", "--out", out, *more]
     arguments = pack_arguments.parser("").parse_args(list(map(str, line)))

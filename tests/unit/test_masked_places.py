@@ -1,12 +1,16 @@
 """Places that are not there, padding's and those of fewer boxes, have no part in anything a decoder does."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
+import numpy as np
 import pytest
 import torch
 
 from captioning.config import DecoderConfig
+from captioning.data.inputs import PaddedGridBuffer
 from captioning.data.padded_captions import PaddedCaptions
+from captioning.data.stored_features import StoredFeatures
+from captioning.data.transforms import Preprocessing
 from captioning.data.vocabulary import START
 from captioning.model.decoders import DECODERS
 from captioning.model.draws import caption_keys
@@ -87,6 +91,20 @@ def test_places_of_a_padded_image():
     valid = torch.tensor([[22, 0, 42, 64], [0, 0, 64, 1], [16, 16, 32, 48]])
     expected = [[[0, 1, 1, 0]] * 4, [[1] * 4, *[[0] * 4] * 3], [[0] * 4, [0, 1, 0, 0], [0, 1, 0, 0], [0] * 4]]
     assert valid_places(valid, 4, 4, 64).int().tolist() == expected
+
+
+@pytest.mark.parametrize(("image_size", "side"), [(32, 7), (50, 6), (64, 8), (224, 7), (224, 9), (256, 14)])
+def test_stored_places_go_back_where_they_were(image_size, side):
+    """For an image of any width: the columns that show it, put into the middle, are those of its pixels."""
+    stored = StoredFeatures(**{field.name: None for field in fields(StoredFeatures)} | {"size": 1, "dtype": "float32"})
+    for width in range(1, image_size + 1):
+        view = Preprocessing(image_size, image_size, False, "pad")._padded(
+            torch.zeros(image_size, width, 3, dtype=torch.uint8)
+        )
+        shown = valid_places(torch.tensor([view.valid]), side, side, image_size)
+        buffer = PaddedGridBuffer(stored)
+        buffer.add(np.ones((side, int(shown[0, 0].sum()), 1), np.float32))
+        assert torch.equal(buffer.valid, shown) and torch.equal(buffer.inputs.view(1, side, side) > 0, shown)
 
 
 @pytest.mark.parametrize("kind", LOOKING)
