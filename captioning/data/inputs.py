@@ -161,11 +161,12 @@ class FeatureBuffer:
 
     @property
     def valid(self) -> Tensor | None:
-        """Which places there are, bool [B, P]; None where every image has as many."""
-        places = torch.tensor([len(row) for row in self._rows])
-        if self._stored.form == "pooled" or len(places.unique()) < 2:
+        """Which places there are, bool [B, P]; None for vectors, and for grids. Features of others may be boxes, and
+        whether they are is not to depend on what shares a batch: their places are always told."""
+        if self._stored.form == "pooled" or self._stored.weights_sha256 is not None:
             return None
-        return torch.arange(int(places.max())) < places.unsqueeze(1)
+        places = torch.tensor([len(row) for row in self._rows], dtype=torch.int64)
+        return torch.arange(max(places.tolist(), default=1)) < places.unsqueeze(1)
 
 
 class PaddedGridBuffer:

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from captioning.config import DecoderConfig
-from captioning.data.inputs import PaddedGridBuffer
+from captioning.config import Config, DataConfig, DecoderConfig, EncoderConfig
+from captioning.data.inputs import FeatureInputs, PaddedGridBuffer
 from captioning.data.padded_captions import PaddedCaptions
 from captioning.data.stored_features import StoredFeatures
 from captioning.data.transforms import Preprocessing
 from captioning.data.vocabulary import START
+from captioning.model.captioner import Captioner
 from captioning.model.decoders import DECODERS
 from captioning.model.draws import caption_keys
 from captioning.model.features import Features, valid_places
@@ -105,6 +106,26 @@ def test_stored_places_go_back_where_they_were(image_size, side):
         buffer = PaddedGridBuffer(stored)
         buffer.add(np.ones((side, int(shown[0, 0].sum()), 1), np.float32))
         assert torch.equal(buffer.valid, shown) and torch.equal(buffer.inputs.view(1, side, side) > 0, shown)
+
+
+@pytest.mark.parametrize("others", [5, 7])
+def test_what_a_transformer_sees_of_boxes_does_not_depend_on_the_batch(others):
+    """Four boxes are no grid of 2 x 2, alone or among more; and five alone are no trouble."""
+    stored = StoredFeatures("features", None, None, "grid", None, 6, {}, 1, 0, "float32", 1)
+    config = Config(
+        data=DataConfig("x"),
+        encoder=EncoderConfig("features", feature_size=6),
+        decoder=tiny_decoder("transformer", encoder_layers=1),
+    )
+    model, boxes = Captioner(config, 9).eval(), np.random.default_rng(0).normal(size=(7, 6)).astype(np.float32)
+    seen = []
+    for counts in ([4], [4, others], [others]):
+        buffer = FeatureInputs(stored).buffer(2)
+        for count in counts:
+            buffer.add(boxes[:count])
+        words = PaddedCaptions.of(torch.tensor([[4, 2]]), torch.tensor([2]), torch.tensor([0]))
+        seen.append(model(buffer.inputs, words, buffer.valid)[0])
+    torch.testing.assert_close(seen[0], seen[1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", LOOKING)
