@@ -5,7 +5,8 @@ trained on. Runs are kept in --out: the same command again continues where it wa
 how long it takes, is said after every run. With the defaults it takes hours: run it by hand on a quiet machine. So far
 it has been run with a few steps only, to see that it works: there are no numbers of it yet.
 
-Every system begins from one encoder, pretrained here by captioning the demo's scenes; "frozen" leaves it as it is.
+Every system begins from one encoder, pretrained here by captioning the demo's scenes; "frozen" leaves it as it is, and
+"features" are what it made of the training scenes once, by `captioning encode`. All caption the pictures themselves.
 """
 
 import argparse
@@ -53,11 +54,13 @@ BASE = {
 
 @dataclass(frozen=True)
 class System:
-    """A row of the table: what it changes in BASE, and the numbers of beams its captions are searched with."""
+    """A row of the table: what it changes in BASE, the numbers of beams its captions are searched with, and the type of
+    the stored features it is trained from; None: pixels."""
 
     name: str
     changes: dict[str, object]
     beam_sizes: tuple[int, ...] = (1,)
+    features: str | None = None
 
 
 def systems() -> list[System]:
@@ -69,7 +72,13 @@ def systems() -> list[System]:
         if "data.crop_mode" in SETTINGS
     ]
     systems.append(System("attention, from zero", {"decoder.name": "attention", "decoder.initial_state": "zero"}))
-    systems.append(System("attention, encoder frozen", {"decoder.name": "attention", "encoder.trainable": "none"}))
+    # Of a squashed picture training sees what features are of: nothing is cut at random.
+    frozen: dict[str, object] = {"decoder.name": "attention", "data.crop_mode": "squash", "encoder.trainable": "none"}
+    systems.append(System("attention, squash, frozen", frozen))
+    systems += [
+        System(f"attention, squash, frozen, {dtype} features", frozen, features=dtype)
+        for dtype in ("float32", "float16")
+    ]
     return systems
 
 
@@ -95,9 +104,8 @@ def measure(arguments: argparse.Namespace) -> list[Table]:
     chosen = [system for system in systems() if system.name in arguments.only]
     runs = [(system, seed) for seed in range(arguments.seeds) for system in chosen]
     for done, (system, seed) in enumerate(runs):
-        _train(_run(out, system, seed), out / "shards/rich", arguments.steps, seed, {
-            **system.changes, "encoder.weights": encoder,
-        })  # fmt: skip
+        changes = {**system.changes, "encoder.weights": encoder}
+        _train(_run(out, system, seed), _shards(out, system, changes), arguments.steps, seed, changes)
         each = (time.monotonic() - started) / (done + 1) / 60
         _say(f"{done + 1} of {len(runs)} trained; about {each * (len(runs) - done - 1):.0f} minutes left")
     tables = _tables([(system, beams) for system in chosen for beams in system.beam_sizes], arguments)
@@ -123,22 +131,38 @@ def _pack(shards: Path, count: int, drawn) -> None:
             pack(sources.coco(images, captions), split, shards, Settings())
 
 
+def _shards(out: Path, system: System, changes: dict[str, object]) -> Path:
+    """Where a system's training split is: rich scenes, or their features, which are encoded unless they are there."""
+    images = out / "shards/rich"
+    if system.features is None:
+        return images
+    features = out / "shards" / f"rich-{system.features}"
+    if not (features / "train.json").exists():
+        values = {"run": out / "encoding", "data.train": images / "train.json", "train.total_steps": 1, **changes}
+        more = ["--split", images / "train.json", "--out", features, "--dtype", system.features]
+        _captioning("encode", out / "encoding", values, *more)
+    return features
+
+
 def _train(run: Path, shards: Path, steps: int, seed: int, changes: dict[str, object]) -> None:
-    """Train as a person would, in a process of its own; what is trained already is left alone.
+    """What is trained already is left alone."""
+    values = {**changes, "run": run, "seed": seed, "data.train": shards / "train.json", "train.total_steps": steps}
+    _captioning("train", run, values, "--cpu", "--quiet")
+
+
+def _captioning(name: str, run: Path, changes: dict[str, object], *more: object) -> None:
+    """Give a command as a person would, in a process of its own.
 
     Raises:
         InputError: when it does not come to its end.
     """
-    values = {
-        **BASE, **changes, "run": run, "seed": seed, "data.train": shards / "train.json", "train.total_steps": steps
-    }  # fmt: skip
     config = run.with_suffix(".yaml")
     write_atomically(config, b"{}\n")
-    options = [f"{key}={value}" for key, value in values.items()]
-    command = [sys.executable, "-m", "launch", "train", str(config), *options, "--cpu", "--quiet"]
-    _say(f"training {run}")
-    if code := subprocess.run(command, check=False).returncode:
-        raise InputError(f"{run} could not be trained (exit status {code}). The same command again goes on there.")
+    options = [f"{key}={value}" for key, value in {**BASE, **changes}.items()]
+    _say(f"{name} {run}")
+    command = [sys.executable, "-m", "launch", name, config, *options, *more]
+    if code := subprocess.run(list(map(str, command)), check=False).returncode:
+        raise InputError(f"{name} {run} failed (exit status {code}). The same command again goes on there.")
 
 
 def _pretrained(out: Path, steps: int) -> Path:

@@ -166,8 +166,10 @@ def test_the_data_benchmark_runs_on_drawn_images(tmp_path):
 
 @pytest.mark.sweep
 def test_systems_are_trained_and_compared(tmp_path):
-    """Shrunken to a minute: two systems, two seeds, three steps."""
-    small = ["--scenes", "60", "--steps", "3", "--pretrain-steps", "2", "--only", "lstm", "attention, encoder frozen"]
+    """Shrunken to a minute: three systems, two seeds, three steps. Features change nothing but where they are from."""
+    frozen = "attention, squash, frozen"
+    only = ["--only", "lstm", frozen, f"{frozen}, float32 features"]
+    small = ["--scenes", "60", "--steps", "3", "--pretrain-steps", "2", *only]
     files = ["--out", tmp_path / "runs", "--markdown", tmp_path / "table.md", "--json", tmp_path / "table.json"]
     done = run_command(module("launch.bench", "systems", *small, *files), timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -175,7 +177,9 @@ def test_systems_are_trained_and_compared(tmp_path):
     assert [row[:2] for row in scores["rows"]] == [
         ["lstm", "greedy"],
         ["lstm", "beam 3"],
-        ["attention, encoder frozen", "greedy"],
+        [frozen, "greedy"],
+        [f"{frozen}, float32 features", "greedy"],
     ]
-    assert (tmp_path / "table.md").read_text().count("\n| ") == 8  # two headers and their rows
+    assert scores["rows"][2][2:] == scores["rows"][3][2:] and right["rows"][2][2:] == right["rows"][3][2:]
+    assert (tmp_path / "table.md").read_text().count("\n| ") == 10  # two headers and their rows
     assert right["columns"][2:] == ["things", "count", "relation", "size", "place"]
