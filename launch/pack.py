@@ -69,7 +69,8 @@ def _index_tars(arguments: argparse.Namespace) -> None:
 def _pack(splits: dict[str, Source], arguments: argparse.Namespace) -> None:
     from shards.packing.packer import pack_part  # stock webdataset, which imports torch
 
-    settings = Settings(arguments.short_side, arguments.quality, arguments.shard_mb, arguments.shuffle_seed)
+    stored = (arguments.short_side, arguments.quality, arguments.shard_mb, arguments.shuffle_seed, arguments.long_side)
+    settings = Settings(*stored)
     strict, retry = arguments.strict, arguments.retry_skipped
     out, part = arguments.out, arguments.part
     for split, source in splits.items():

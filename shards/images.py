@@ -78,35 +78,36 @@ def _to_8_bits(values: np.ndarray) -> np.ndarray:
     return np.nan_to_num(values * scale, posinf=255, neginf=0).clip(0, 255).astype(np.uint8)
 
 
-def resize_short_side(image: Image.Image, short_side: int) -> Image.Image:
-    """Shrink so that the shorter side is ``short_side`` pixels; a smaller image is returned as it is."""
-    shorter = min(image.size)
-    if shorter <= short_side:
+def shrink(image: Image.Image, short_side: int = 0, long_side: int = 0) -> Image.Image:
+    """Shrink so that the longer side is ``long_side`` pixels or, where that is 0, the shorter side ``short_side``; a
+    smaller image is returned as it is, and any with both 0."""
+    side, wanted = (max(image.size), long_side) if long_side else (min(image.size), short_side)
+    if side <= wanted or not wanted:
         return image
-    size = (max(1, round(image.width * short_side / shorter)), max(1, round(image.height * short_side / shorter)))
+    size = (max(1, round(image.width * wanted / side)), max(1, round(image.height * wanted / side)))
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
-def to_training_jpeg(data: bytes, short_side: int, quality: int) -> bytes:
-    """The JPEG bytes stored in a shard. ``short_side`` 0 keeps the size, and an upright RGB JPEG byte for byte.
+def to_training_jpeg(data: bytes, short_side: int, quality: int, long_side: int = 0) -> bytes:
+    """The JPEG bytes stored in a shard, of the image as ``shrink`` leaves it; with both sides 0 an upright RGB JPEG is
+    kept byte for byte.
 
     Raises:
         UnreadableImageError: when the bytes cannot be decoded, or make no JPEG (of more than 65,500 pixels a side).
     """
-    return training_image(data, short_side, quality)[0]
+    return training_image(data, short_side, quality, long_side)[0]
 
 
-def training_image(data: bytes, short_side: int, quality: int) -> tuple[bytes, Image.Image]:
+def training_image(data: bytes, short_side: int, quality: int, long_side: int = 0) -> tuple[bytes, Image.Image]:
     """``to_training_jpeg``, and the image it was encoded from.
 
     Raises:
         UnreadableImageError: as ``to_training_jpeg``.
     """
     image = open_rgb(data)
-    if short_side == 0 and _is_upright_rgb_jpeg(data):
+    if not short_side and not long_side and _is_upright_rgb_jpeg(data):
         return data, image
-    if short_side:
-        image = resize_short_side(image, short_side)
+    image = shrink(image, short_side, long_side)
     out = io.BytesIO()
     try:
         image.save(out, "JPEG", quality=quality, comment=b"")

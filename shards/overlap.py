@@ -145,6 +145,6 @@ def _differing(train: Index, val: Index) -> list[str]:
     ours, theirs = train.document.get("packing", {}), val.document.get("packing", {})
     return [
         f"{name} {ours.get(name)} in {train.name}, {theirs.get(name)} in {val.name}"
-        for name in ("short_side", "quality", "indexed")
+        for name in ("short_side", "long_side", "quality", "indexed")
         if ours.get(name) != theirs.get(name)
     ]

@@ -38,7 +38,7 @@ from shards.packing.plan import tar_names
 from shards.packing.shard_writer import Written, is_finished, refuse_another_packing, write_shard
 from shards.workers import read_ahead
 
-_CARRIED = ("short_side", "quality", "adopted")  # of the images' packing: what `audit` compares
+_CARRIED = ("short_side", "long_side", "quality", "adopted")  # of the images' packing: what `audit` compares
 
 
 @dataclass(frozen=True)

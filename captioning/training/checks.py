@@ -74,6 +74,29 @@ def check_overlap(train: Index, val: Index, config: Config) -> Overlap:
     return shared
 
 
+def enlarged(train: Index, config: Config) -> str | None:
+    """What is to be said where photographs of the usual 4 : 3 were packed smaller than training shows them."""
+    packing, data = train.document.get("packing", {}), config.data
+    short_side, long_side = (
+        side if type(side := packing.get(name)) is int else 0 for name in ("short_side", "long_side")
+    )
+    if "features" in packing or not (short_side or long_side):
+        return None
+    packed = f"--long-side {long_side}" if long_side else f"--short-side {short_side}"
+    if data.crop_mode == "crop":
+        have, setting, wanted = short_side or long_side * 3 / 4, "resize_size", data.resize_size
+        remedy = f"--short-side {wanted}"
+    else:
+        have, setting, wanted = long_side or short_side * 4 / 3, "image_size", data.image_size
+        remedy = f"--long-side {wanted}" if data.crop_mode == "pad" else f"--short-side {wanted}"
+    if have >= wanted:
+        return None
+    return (
+        f"data.train={config.data.train} was packed with {packed}, and data.crop_mode="
+        f"{data.crop_mode} asks for data.{setting}={wanted}: images are enlarged. Pack them with {remedy}."
+    )
+
+
 def compare_with_folder(config: Config, folder: RunFolder) -> list[str]:
     """Settings changed since the run in the folder began, as ``key: before -> now``.
 

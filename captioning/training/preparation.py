@@ -25,6 +25,7 @@ from captioning.runs.run_folder import RunFolder
 from captioning.training.checks import (
     check_overlap,
     compare_with_folder,
+    enlarged,
     open_splits,
     refuse_lost_checkpoints,
 )
@@ -85,6 +86,8 @@ def prepare(config: Config, folder: RunFolder, world_size: int, on_progress: Pro
     shared = None
     if val is not None and (is_new or any(change.startswith("data.val:") for change in changed)):
         shared = check_overlap(train, val, config)
+    if is_new and (told := enlarged(train, config)):
+        logger.warning(told)
     refuse_lost_checkpoints(folder)
     if run.exists():
         folder.hold(meanwhile=lambda: on_progress(0, len(train)))

@@ -1,4 +1,5 @@
-"""The images a data benchmark reads: a folder with COCO captions, or drawn ones; packed as originals and at 256 px."""
+"""The images a data benchmark reads: a folder with COCO captions, or drawn ones; packed as originals,
+with shorter sides of 256 pixels and with longer sides of 224."""
 
 import json
 from pathlib import Path
@@ -19,7 +20,7 @@ DRAWN = 200
 
 
 def prepare(images: Path | None, captions: Path | None, folder: Path) -> dict[str, Path]:
-    """Where the images, their shards as they are, and their shards of 256-pixel images are.
+    """Where the images, their shards as they are, and their shards of smaller images are.
 
     Raises:
         InputError: when only one of images and captions is given, or they do not fit.
@@ -29,8 +30,12 @@ def prepare(images: Path | None, captions: Path | None, folder: Path) -> dict[st
     if images is None or captions is None:
         images, captions = _draw(folder / "drawn")
     places = {"images": images, "work": folder / "work"}
-    for name, short_side in (("originals", 0), ("small", 256)):
-        settings = Settings(short_side=short_side, shard_mb=2 if short_side else 8)
+    settings_of = {
+        "originals": Settings(short_side=0, shard_mb=8),
+        "small": Settings(short_side=256, shard_mb=2),
+        "long-side": Settings(long_side=224, shard_mb=2),
+    }
+    for name, settings in settings_of.items():
         pack(sources.coco(images, captions), "train", folder / name, settings)
         places[name] = folder / name / "train.json"
     return places

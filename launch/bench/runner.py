@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 # name -> captions an image, and what is done; PLACES (json) says where the images are
 NAMES = {
@@ -27,6 +28,10 @@ NAMES = {
     "dali": (0, "NVIDIA DALI on the CPU, uint8, captions as raw json"),
     "decoding": (0, "bare JPEG decoding, our decoder, bytes in memory"),
     "ours": (5, "ours, uint8, five encoded captions"),
+    "squash": (5, "ours, data.crop_mode=squash"),
+    "squash-long": (5, "ours, data.crop_mode=squash, from shards of --long-side 224"),
+    "pad": (5, "ours, data.crop_mode=pad"),
+    "pad-long": (5, "ours, data.crop_mode=pad, from shards of --long-side 224"),
 }
 
 
@@ -92,6 +97,10 @@ def _batches(name: str, places: dict[str, Path], workers: int) -> Iterator[int]:
             return loaders.bare_decoding(small, workers)
         case "ours":
             return _ours(small, work, workers)
+        case "squash" | "pad":
+            return _ours(small, work, workers, name)
+        case "squash-long" | "pad-long":
+            return _ours(places["long-side"], work, workers, name.removesuffix("-long"))
     raise ValueError(name)
 
 
@@ -110,12 +119,12 @@ def _baseline(images: Path, originals: Path, ids: dict[str, int], workers: int) 
     )
 
 
-def _ours(small: Path, work: Path, workers: int) -> Iterator[int]:
-    for micro_batches in our_batches(small, work, workers).steps(0, 10**6):
+def _ours(split: Path, work: Path, workers: int, crop_mode: str = "crop") -> Iterator[int]:
+    for micro_batches in our_batches(split, work, workers, crop_mode).steps(0, 10**6):
         yield sum(len(batch.keys) for batch in micro_batches)
 
 
-def our_batches(split: Path, work: Path, workers: int = 0):
+def our_batches(split: Path, work: Path, workers: int = 0, crop_mode: Any = "crop"):
     """The training batches of one process."""
     from captioning.data import captions as encoded
     from captioning.data.captions import EncodedCaptions
@@ -127,8 +136,9 @@ def our_batches(split: Path, work: Path, workers: int = 0):
     index = shard_index.load(split)
     if not (work / "about.json").exists():
         encoded.encode(index, work, threshold=1, max_words=20)
+    preprocessing = Preprocessing(256, CROP, True, crop_mode)
     sizes = {"global_batch_size": BATCH, "micro_batch_size": BATCH, "num_workers": workers}
-    return train_dataset(index, EncodedCaptions(work), Preprocessing(256, CROP, True), 5, **sizes, rank=0, world_size=1)
+    return train_dataset(index, EncodedCaptions(work), preprocessing, 5, **sizes, rank=0, world_size=1)
 
 
 if __name__ == "__main__":

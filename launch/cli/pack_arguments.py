@@ -5,7 +5,7 @@ import os
 import re
 from pathlib import Path
 
-from launch.cli.command import command_parser
+from launch.cli.command import at_least_one, command_parser
 from shards.packing.plan import Part
 from shards.sources import KINDS
 from shards.sources.records import SPLIT_NAME
@@ -60,7 +60,11 @@ def _common() -> argparse.ArgumentParser:
     names.add_argument(
         "--splits", type=_fractions, metavar="train=0.8,val=0.1,test=0.1", help="divide by a hash of each image's bytes"
     )
-    add("--short-side", type=int, default=256, help="pixels; larger images shrink, 0 keeps them (256)")
+    sides = common.add_mutually_exclusive_group()
+    sides.add_argument("--short-side", type=int, default=256, help="pixels; larger images shrink, 0 keeps them (256)")
+    sides.add_argument(
+        "--long-side", type=at_least_one, default=0, metavar="N", help="pixels of the longer side, for crop_mode=pad"
+    )
     add("--quality", type=int, default=90, help="JPEG quality, 1..95 (90)")
     add("--shard-mb", type=int, default=256, help="megabytes a shard, about (256)")
     add("--shuffle-seed", type=int, default=0, help="samples are shuffled; another seed, otherwise (0)")

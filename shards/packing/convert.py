@@ -29,16 +29,20 @@ class Converted(NamedTuple):
 
 
 class Converter:
-    """``workers`` processes that make training JPEGs of the named images in ``places``; of ``features``, .npy files as
-    it says of them."""
+    """``workers`` processes that make training JPEGs of the named images in ``places``, ``to_training_jpeg`` with
+    (short side, quality, long side); of ``features``, .npy files as it says of them."""
 
     def __init__(
-        self, places: Places, short_side: int, quality: int, workers: int, features: dict[str, Any] | None = None
+        self,
+        places: Places,
+        size_and_quality: tuple[int, int, int],
+        workers: int,
+        features: dict[str, Any] | None = None,
     ):
         # Forked workers would inherit whatever threads the caller runs; a fork server starts clean.
         context = get_context("forkserver")
         self._others = set(active_children())
-        self._pool = ProcessPoolExecutor(workers, context, _start_worker, (places, short_side, quality, features))
+        self._pool = ProcessPoolExecutor(workers, context, _start_worker, (places, size_and_quality, features))
 
     def __enter__(self) -> "Converter":
         return self
@@ -57,16 +61,15 @@ class Converter:
 
 
 _images: ImageFiles  # of a worker process, set when it starts: an open zip cannot be sent with each task
-_short_side: int
-_quality: int
+_size_and_quality: tuple[int, int, int]
 _features: dict[str, Any] | None
 
 
-def _start_worker(places: Places, short_side: int, quality: int, features: dict[str, Any] | None) -> None:
-    global _images, _short_side, _quality, _features
+def _start_worker(places: Places, size_and_quality: tuple[int, int, int], features: dict[str, Any] | None) -> None:
+    global _images, _size_and_quality, _features
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     Thread(target=_die_with_parent, daemon=True).start()
-    _images, _short_side, _quality, _features = ImageFiles(places), short_side, quality, features
+    _images, _size_and_quality, _features = ImageFiles(places), size_and_quality, features
 
 
 def _die_with_parent() -> None:
@@ -82,7 +85,7 @@ def _convert(name: str) -> Converted | str:
         sha256 = bytes_hash(data)  # first, while the processor's cache still holds the bytes
         if _features is not None:
             return Converted(stored_array(data, _features), sha256, None)
-        jpeg, image = training_image(data, _short_side, _quality)
+        jpeg, image = training_image(data, *_size_and_quality)
         return Converted(jpeg, sha256, thumbnail(image))
     except FileNotFoundError:
         return "file not found"

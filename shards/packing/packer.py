@@ -85,7 +85,8 @@ def pack_part(
     ImageFiles(source.images)  # a wrong --images is reported at once, not as ten thousand unreadable files
     shard_index.refuse_another_file(out / f"{split}.json")
     new_folder = not out.exists()
-    with Converter(source.images, settings.short_side, settings.quality, workers, source.features) as convert:
+    size_and_quality = (settings.short_side, settings.quality, settings.long_side)
+    with Converter(source.images, size_and_quality, workers, source.features) as convert:
         try:
             present = packed_in(out, split)
             planned = plan(source, split, settings, [found.made_by for found in present.values() if found], convert)

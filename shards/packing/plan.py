@@ -19,23 +19,30 @@ TAR_OVERHEAD = 2048  # bytes a sample beside its JPEG: two tar headers, padding,
 @dataclass(frozen=True)
 class Settings:
     """How images are stored: shorter side in pixels (0 keeps files as they are), JPEG quality, shard size in MB, and
-    the seed of the shuffle that makes neighbours differ."""
+    the seed of the shuffle that makes neighbours differ. A ``long_side`` that is not 0 decides in place of
+    ``short_side``."""
 
     short_side: int = 256
     quality: int = 90
     shard_mb: int = 256
     shuffle_seed: int = 0
+    long_side: int = 0
 
     def __post_init__(self) -> None:
         if (
-            self.short_side < 0
+            min(self.short_side, self.long_side) < 0
             or not 1 <= self.quality <= 95
             or self.shard_mb < 1
             or not 0 <= self.shuffle_seed < 2**63
         ):
             raise InputError(
-                f"{self}: short side >= 0, quality 1..95 (as Pillow advises), shard MB >= 1, seed >= 0 are wanted."
+                f"{self}: sides >= 0, quality 1..95 (as Pillow advises), shard MB >= 1, seed >= 0 are wanted."
             )
+
+    def to_json(self) -> dict[str, int]:
+        """What NAME.json says of them: the side that decides, not the other."""
+        unused = "short_side" if self.long_side else "long_side"
+        return {name: value for name, value in asdict(self).items() if name != unused}
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,7 @@ def plan(source: Source, split: str, settings: Settings, earlier: Iterable[dict[
             were mended since would give another one.
     """
     records = shuffled(source.records, settings.shuffle_seed)
-    packing = asdict(settings) | ({} if source.features is None else {"features": source.features})
+    packing = settings.to_json() | ({} if source.features is None else {"features": source.features})
     begun = next((made_by for made_by in earlier if made_by["packing"] == packing), None)
     per_shard = begun["samples_per_shard"] if begun else _samples_per_shard(records, settings, convert)
     made_by = {

@@ -268,3 +268,25 @@ def test_verify_finds_every_damage(drawn, tmp_path, damage):
     shard_index.read_extents.cache_clear()
     with pytest.raises(InputError, match=tar.stem):
         shard_index.verify(shard_index.load(index.path))
+
+
+def test_the_longer_side_is_a_packing_of_its_own(drawn, tmp_path):
+    """Recorded in place of the shorter one; the same again changes nothing, another is refused."""
+    source, long_side = sources.coco(*drawn), Settings(long_side=48)
+    index = pack(source, "train", tmp_path, long_side)
+    assert index.document["packing"]["long_side"] == 48 and "short_side" not in index.document["packing"]
+    sizes = {Image.open(io.BytesIO(read_sample(index, n).image_bytes)).size for n in range(len(index))}
+    assert {max(size) for size in sizes} == {48}
+    shard_index.verify(index)
+    before = files_of(tmp_path)
+    pack(source, "train", tmp_path, long_side)
+    with pytest.raises(InputError, match="already holds split 'train'"):
+        pack(source, "train", tmp_path, Settings(long_side=40))
+    assert files_of(tmp_path) == before
+
+
+def test_an_older_packing_by_the_shorter_side_is_the_same_as_ever(drawn, tmp_path):
+    """What NAME.json says of it has not changed, so packings that earlier versions began go on."""
+    pack_small(drawn, tmp_path)
+    beside = json.loads((tmp_path / "train-000000.captions.json").read_text())
+    assert beside["made_by"]["packing"] == {"short_side": 0, "quality": 90, "shard_mb": 256, "shuffle_seed": 0}

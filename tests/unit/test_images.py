@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from captioning.data.transforms import Preprocessing, decode
 from launch.cli.images import images_at
-from shards.images import UnreadableImageError, open_rgb, resize_short_side, to_training_jpeg
+from shards.images import UnreadableImageError, open_rgb, shrink, to_training_jpeg
 from tests.conftest import DATA
 
 
@@ -57,8 +58,19 @@ def test_exif_orientation_is_applied():
 
 
 def test_short_side_shrinks_and_never_enlarges():
-    assert resize_short_side(Image.new("RGB", (640, 480)), 256).size == (341, 256)
-    assert resize_short_side(Image.new("RGB", (100, 300)), 256).size == (100, 300)
+    assert shrink(Image.new("RGB", (640, 480)), 256).size == (341, 256)
+    assert shrink(Image.new("RGB", (100, 300)), 256).size == (100, 300)
+
+
+def test_a_long_side_decides_in_place_of_the_short_one():
+    """An image that it shrank is what padding to that many pixels wants: nothing is left to resize."""
+    assert shrink(Image.new("RGB", (640, 480)), 256, 224).size == (224, 168)
+    assert shrink(Image.new("RGB", (480, 641)), 0, 224).size == (168, 224)
+    assert shrink(Image.new("RGB", (200, 10)), 256, 224).size == (200, 10)
+    whole = Preprocessing(256, 224, False, "pad")
+    for width in range(225, 700, 7):
+        pixels = decode(to_training_jpeg(encoded(Image.new("RGB", (width, 423)), "PNG"), 256, 90, long_side=224))
+        assert whole._whole(pixels) is pixels
 
 
 def test_short_side_0_keeps_an_upright_rgb_jpeg_byte_for_byte():

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -150,3 +151,20 @@ def test_real_photographs():
         assert np.mean(np.diag(bits) <= NEAR_BITS) >= 0.99
         np.fill_diagonal(bits, 999)
         assert np.mean(bits <= NEAR_BITS) < 0.001
+
+
+@pytest.mark.parametrize(
+    ("side", "data", "said"),
+    [
+        ({"long_side": 224}, {}, "with --long-side 224.*crop asks for data.resize_size=256.*with --short-side 256"),
+        ({"long_side": 224}, {"crop_mode": "pad", "image_size": 224}, None),
+        ({"long_side": 224}, {"crop_mode": "pad", "image_size": 384}, "image_size=384.*with --long-side 384"),
+        ({"short_side": 256}, {}, None),
+        ({"short_side": 256}, {"crop_mode": "squash", "image_size": 384}, "image_size=384.*with --short-side 384"),
+        ({"short_side": 0}, {}, None),
+    ],
+)
+def test_pictures_that_training_would_enlarge_are_told(tmp_path, side, data, said):
+    train = packed(tmp_path, "train", {"0.jpg": stored(scene(0))}, **side)
+    told = checks.enlarged(train, config_of(train, train, **data))
+    assert (told is None) == (said is None) and (said is None or re.search(said, told))
