@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from captioning.config import DecoderConfig
 from captioning.data.padded_captions import PaddedCaptions
 from captioning.data.vocabulary import PAD
+from captioning.model.decoders.fast_cpu import Linear
 from captioning.model.decoders.looking import AdditiveAttention, LookingState, longest_first, unroll
 from captioning.model.decoders.lstm import initialise
 from captioning.model.decoders.recurrence import LstmCell
@@ -26,12 +27,12 @@ class AttentionDecoder(nn.Module):
         self.embedding = nn.Embedding(vocabulary_size, config.embedding_size, padding_idx=PAD)
         self.hidden_size, self.starts_from_mean = hidden, config.initial_state == "mean"
         if self.starts_from_mean:
-            self.first_hidden = nn.Linear(feature_size, hidden)
-            self.first_cell = nn.Linear(feature_size, hidden)
+            self.first_hidden = Linear(feature_size, hidden)
+            self.first_cell = Linear(feature_size, hidden)
         self.attention = AdditiveAttention(feature_size, hidden, hidden)
-        self.gate = nn.Linear(hidden, feature_size)
+        self.gate = Linear(hidden, feature_size)
         self.lstm = LstmCell(config.embedding_size + feature_size, hidden)
-        self.classifier = nn.Linear(hidden, vocabulary_size)
+        self.classifier = Linear(hidden, vocabulary_size)
         self.dropout = nn.Dropout(config.dropout)
         initialise(self.lstm, self.classifier)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from captioning.data.padded_captions import PaddedCaptions
 from captioning.data.vocabulary import PAD
+from captioning.model.decoders.fast_cpu import Linear, tanh
 from captioning.model.decoders.lstm import words_read
 from captioning.model.features import Features
 
@@ -62,8 +63,8 @@ class AdditiveAttention(nn.Module):
 
     def __init__(self, feature_size: int, query_size: int, hidden_size: int):
         super().__init__()
-        self.key = nn.Linear(feature_size, hidden_size)
-        self.query = nn.Linear(query_size, hidden_size, bias=False)
+        self.key = Linear(feature_size, hidden_size)
+        self.query = Linear(query_size, hidden_size, bias=False)
         self.energy = nn.Linear(hidden_size, 1, bias=False)  # a bias would not change the softmax
 
     def places(self, features: Features) -> Places:
@@ -72,7 +73,7 @@ class AdditiveAttention(nn.Module):
     def forward(self, places: Places, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Queries [N, H] of B images -> what they get [N, D], and from where: weights float32 [N, P]."""
         queries = self.query(hidden.unflatten(0, (len(places.grid), -1)))  # [B, K, H]
-        energy = self.energy(torch.tanh(places.keys.unsqueeze(1) + queries.unsqueeze(2))).squeeze(-1).float()
+        energy = self.energy(tanh(places.keys.unsqueeze(1) + queries.unsqueeze(2))).squeeze(-1).float()
         if places.mask is not None:
             energy = energy.masked_fill(~places.mask.unsqueeze(1), torch.finfo(energy.dtype).min)
         weights = energy.softmax(dim=-1)  # [B, K, P]

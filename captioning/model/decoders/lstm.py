@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from captioning.config import DecoderConfig
 from captioning.data.padded_captions import PaddedCaptions
 from captioning.data.vocabulary import PAD, START
+from captioning.model.decoders.fast_cpu import Linear
 from captioning.model.decoders.recurrence import Lstm
 from captioning.model.features import Features
 
@@ -42,7 +43,7 @@ class LstmDecoder(nn.Module):
         elsewhere = config.dropout if config.dropout_at == "all" else 0.0
         self.embedding = nn.Embedding(vocabulary_size, config.embedding_size, padding_idx=PAD)
         self.lstm = Lstm(feature_size, config.hidden_size, config.num_layers, config.dropout)
-        self.classifier = nn.Linear(config.hidden_size, vocabulary_size)
+        self.classifier = Linear(config.hidden_size, vocabulary_size)
         self.dropout = nn.Dropout(elsewhere)
         for layer in self.lstm:
             initialise(layer, self.classifier)

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from captioning.model.decoders.fast_cpu import applies, lstm_step
+
 
 class Lstm(nn.ModuleList):
     """L layers, with ``dropout`` between them.
@@ -19,7 +21,7 @@ class Lstm(nn.ModuleList):
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int, dropout: float):
         sizes = [input_size] + [hidden_size] * (num_layers - 1)
-        super().__init__(nn.LSTM(size, hidden_size, batch_first=True) for size in sizes)
+        super().__init__(_Layer(size, hidden_size, batch_first=True) for size in sizes)
         self.dropout = dropout
 
     def forward(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -38,6 +40,18 @@ class Lstm(nn.ModuleList):
             return x, (torch.cat(hidden), torch.cat(cell))
 
 
+class _Layer(nn.LSTM):
+    """One layer. oneDNN's own for a CPU lays out its weights anew at each call, which one step is not worth."""
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, state: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        if state is None or x.shape[1] > 1 or not applies(x):
+            return super().forward(x, state)
+        hidden, cell = lstm_step(x.squeeze(1), state[0].squeeze(0), state[1].squeeze(0), self)
+        return hidden.unsqueeze(1), (hidden.unsqueeze(0), cell.unsqueeze(0))
+
+
 class LstmCell(nn.LSTMCell):
     """One layer, one step."""
 
@@ -45,7 +59,10 @@ class LstmCell(nn.LSTMCell):
         """Inputs [N, D], hidden and cell state [N, H] -> the new ones."""
         own = self.weight_ih.dtype
         with _without_autocast(x):
-            return super().forward(x.to(own), (state[0].to(own), state[1].to(own)))
+            x, hidden, cell = x.to(own), state[0].to(own), state[1].to(own)
+            if applies(x):
+                return lstm_step(x, hidden, cell, self)
+            return super().forward(x, (hidden, cell))
 
 
 def _without_autocast(x: Tensor) -> AbstractContextManager:

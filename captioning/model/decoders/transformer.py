@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from captioning.config import DecoderConfig
 from captioning.data.padded_captions import PaddedCaptions
 from captioning.data.vocabulary import PAD
+from captioning.model.decoders.fast_cpu import Linear, linear
 from captioning.model.decoders.lstm import words_read
 from captioning.model.features import Features
 
@@ -53,7 +54,7 @@ class TransformerDecoder(nn.Module):
         self.embedding = nn.Embedding(vocabulary_size, width, padding_idx=PAD)
         nn.init.normal_(self.embedding.weight, std=width**-0.5)
         self.bias = nn.Parameter(torch.zeros(vocabulary_size))
-        self.place = nn.Sequential(nn.Linear(feature_size, width), nn.LayerNorm(width))
+        self.place = nn.Sequential(Linear(feature_size, width), nn.LayerNorm(width))
         refining = (RefiningLayer(width, config.num_heads, config.dropout) for _ in range(config.encoder_layers))
         self.refining = cast("list[RefiningLayer]", nn.ModuleList(refining))
         self.refined = nn.LayerNorm(width) if config.encoder_layers else nn.Identity()
@@ -105,7 +106,7 @@ class TransformerDecoder(nn.Module):
         return self.dropout(embedded + _sinusoids(at, self.embedding.embedding_dim))
 
     def _classify(self, x: Tensor) -> Tensor:
-        return F.linear(self.norm(x), self.embedding.weight, self.bias)
+        return linear(self.norm(x), self.embedding.weight, self.bias)
 
 
 class Layer(nn.Module):
@@ -158,8 +159,8 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.query, self.out = nn.Linear(width, width), nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
+        self.query, self.out = Linear(width, width), Linear(width, width)
+        self.key_value = Linear(width, 2 * width)
 
     def keys_values(self, x: Tensor) -> KeysValues:
         keys, values = self.key_value(x).chunk(2, dim=-1)
@@ -190,7 +191,7 @@ class Attention(nn.Module):
 
 
 def _mlp(width: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+    return nn.Sequential(Linear(width, 4 * width), nn.GELU(), Linear(4 * width, width))
 
 
 def _sinusoids(at: Tensor, width: int) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from captioning.config import DecoderConfig
 from captioning.data.padded_captions import PaddedCaptions
 from captioning.data.vocabulary import PAD
+from captioning.model.decoders.fast_cpu import Linear
 from captioning.model.decoders.looking import AdditiveAttention, LookingState, longest_first, unroll
 from captioning.model.decoders.lstm import initialise
 from captioning.model.decoders.recurrence import LstmCell
@@ -27,7 +28,7 @@ class UpDownDecoder(nn.Module):
         self.attention_lstm = LstmCell(hidden + feature_size + config.embedding_size, hidden)
         self.attention = AdditiveAttention(feature_size, hidden, hidden)
         self.language_lstm = LstmCell(feature_size + hidden, hidden)
-        self.classifier = nn.Linear(hidden, vocabulary_size)
+        self.classifier = Linear(hidden, vocabulary_size)
         self.dropout = nn.Dropout(config.dropout)
         initialise(self.attention_lstm, self.classifier)
         initialise(self.language_lstm, self.classifier)
