@@ -43,9 +43,13 @@ class Captioner(nn.Module):
         """torch.compile, with its ``options``: the encoder's stages for these numbers of images, and the attention over
         places of a decoder that walks through captions. Its shapes change with every word: its graphs are dynamic."""
         self.encoder.compile_stages(training_batch, evaluation_batch, **options)
-        for module in self.modules():
-            if isinstance(module, AdditiveAttention):
-                module.compile(**options)
+        for attention in self.attentions:
+            attention.compile(**options)
+
+    @property
+    def attentions(self) -> list[AdditiveAttention]:
+        """The decoder's, over places."""
+        return [module for module in self.modules() if isinstance(module, AdditiveAttention)]
 
     def encode(self, inputs: Tensor, valid: Tensor | None = None) -> Features:
         """Pixels uint8 [B, 3, S, S], or features that an encoder gave before, [B, D] or [B, P, D] of any floating type

@@ -15,7 +15,6 @@ import torch
 from accelerate.tracking import WandBTracker
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 from torch.utils.tensorboard.summary import hparams
 
 from captioning.config import Config, flat, to_dict
@@ -25,7 +24,7 @@ from captioning.distributed.ranks import Ranks, cores_per_rank
 from captioning.distributed.stragglers import RankTimes, Stragglers
 from captioning.distributed.waits import Waits
 from captioning.evaluation import provenance
-from captioning.model.decoders.looking import AdditiveAttention
+from captioning.model.captioner import Captioner
 from captioning.runs.patient_files import PatientFiles, PatientLog
 from captioning.runs.progress import Progress, is_quiet, progress
 from captioning.training.event_file import EventWriter
@@ -323,9 +322,9 @@ def _precision(config: Config, device: torch.device) -> str:
     return f"{config.precision}, float32{tf32}" if config.precision != "no" else f"float32{tf32}"
 
 
-def _compiled(config: Config, world_size: int, model: nn.Module) -> str:
+def _compiled(config: Config, world_size: int, model: Captioner) -> str:
     batch = largest_micro_batch(config.train.global_batch_size, world_size, config.train.micro_batch_size)
-    attention = "; attention" if any(isinstance(module, AdditiveAttention) for module in model.modules()) else ""
+    attention = "; attention" if model.attentions else ""
     return (
         f"each stage of the encoder, for {batch} images, to validate {config.evaluate.batch_size}{attention}; "
         "it starts slowly"
@@ -333,7 +332,7 @@ def _compiled(config: Config, world_size: int, model: nn.Module) -> str:
 
 
 def start_up_table(
-    config: Config, experiment: Experiment, batches: ShardDataset, model: nn.Module, device: torch.device
+    config: Config, experiment: Experiment, batches: ShardDataset, model: Captioner, device: torch.device
 ) -> dict[str, str]:
     """What is about to run, for the terminal: processes, batch arithmetic, data, parameters, steps."""
     trained, frozen = (
